@@ -1,0 +1,1 @@
+"""What every diffusion policy shares: noise schedules, samplers, preconditioning, training noise."""

@@ -1,0 +1,46 @@
+"""The program of a policy that keeps a robot where it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from policy_models.normalizer import Normalizer
+from policy_models.program import Dialogue, Graph, Outcome
+from policy_models.spec import Observation, PolicySpec, SamplingOptions
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing to configure."""
+
+
+class HoldProgram:
+    """Repeats the first A numbers of the state, H times."""
+
+    def __init__(self, spec: PolicySpec) -> None:
+        self.spec = spec
+
+    def begin(self) -> None:
+        """A hold remembers nothing."""
+
+    def infer(self, observation: Observation, memory: None, options: SamplingOptions) -> Dialogue:
+        """Answer at once, without asking any graph."""
+        assert observation.state is not None, "the observation was checked against the spec"
+        actions = np.repeat(observation.state[None, : self.spec.action.width], self.spec.horizon, axis=0)
+        # A dialogue of no questions.
+        yield from ()
+        return Outcome(actions, None)
+
+
+def make_program(spec: PolicySpec, config: Config, normalizer: Normalizer | None) -> HoldProgram:
+    """Return the program of one bundle; raises ValueError if the state is too narrow to hold."""
+    if spec.state is None or spec.state.width < spec.action.width:
+        raise ValueError(f"hold repeats the state as the action, so it needs {spec.action.width} state numbers or more")
+    return HoldProgram(spec)
+
+
+def make_graphs(config: Config, weights: Mapping[str, Any]) -> dict[str, Graph]:
+    """There are none."""
+    return {}

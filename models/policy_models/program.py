@@ -1,0 +1,74 @@
+"""How a policy turns an observation into actions, as a dialogue with whoever runs its graphs.
+
+A program is the part of a policy that is not a neural network: windows, normalisation, the sampler loop, clipping. It
+never runs a graph. It yields a `GraphCall` and is sent the graph's outputs, so one text serves every engine, calls of
+several robots can share a batch, and a request can be dropped between two steps. No torch here.
+"""
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from policy_models.spec import Observation, PolicySpec, SamplingOptions
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class GraphCall:
+    """A question to a compiled graph.
+
+    Attributes:
+        graph: The graph's name in the bundle, such as "denoise".
+        inputs: Named tensors; the first axis of each is the row axis, of equal length in all.
+    """
+
+    graph: str
+    inputs: Tensors
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One function of a policy as a torch module, ready to be exported or run.
+
+    Attributes:
+        module: A torch module in evaluation mode; it takes the inputs in their order here.
+        inputs: Example tensors of batch 2 by name; their first axis is the dynamic batch.
+        outputs: Names of what it returns, in order.
+    """
+
+    module: Any
+    inputs: Mapping[str, Any]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished program leaves behind.
+
+    Attributes:
+        actions: (H, A) float32, in the robot's units.
+        memory: What the session must hand to the next request.
+    """
+
+    actions: np.ndarray
+    memory: Any
+
+
+Dialogue = Generator[GraphCall, Tensors, Outcome]
+
+
+class Program(Protocol):
+    """One policy's way from observation to chunk."""
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy needs and gives."""
+
+    def begin(self) -> Any:
+        """Return the memory of a session that has seen nothing. Memories are immutable."""
+
+    def infer(self, observation: Observation, memory: Any, options: SamplingOptions) -> Dialogue:
+        """Answer one observation; `memory` comes from `begin` or from the session's last Outcome."""

@@ -1,0 +1,175 @@
+"""What a policy needs and gives, as plain values: the nouns that everything else speaks of.
+
+Letters in shapes: B batch, T observation steps, H action horizon, A action width, S state width, G goal steps.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+GoalKind = Literal["none", "state", "image", "text"]
+ResizeRule = Literal["refuse", "area", "linear"]
+
+# Unknown keys in a bundle's policy.yaml are refused; pydantic reads this attribute, and nothing here imports it.
+_STRICT = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """A vector of named numbers with units and limits.
+
+    Attributes:
+        names: What each element is, such as "x" or "gripper".
+        units: Unit of each element, such as "m" or "rad"; one per name.
+        low: Lowest allowed value of each element; empty where nothing limits it.
+        high: Highest allowed value of each element; empty where nothing limits it.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("units", "low", "high"):
+            count = len(getattr(self, name))
+            if count != len(self.names) and (name == "units" or count):
+                raise ValueError(f"{name} has {count} entries for {len(self.names)} names")
+
+    @property
+    def width(self) -> int:
+        """How many numbers the vector holds."""
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    """One camera image, uint8 RGB, (height, width, 3).
+
+    Attributes:
+        name: The observation key that carries it.
+        height: Rows that the network takes.
+        width: Columns that the network takes.
+        resize: What happens to an image of another size: "refuse", or OpenCV's "area" or "linear" resampling. It must
+            be the rule of the training data: resamplers differ by up to 11 grey levels.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    height: int
+    width: int
+    resize: ResizeRule = "refuse"
+
+
+@dataclass(frozen=True)
+class GoalSpec:
+    """What tells the policy where to go.
+
+    Attributes:
+        kind: "none", "state" (a state vector), "image" or "text".
+        length: How many goal frames, G; a single one may be sent without that axis.
+        required: Whether an observation without a goal is refused. If not, it is answered goal-free.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    kind: GoalKind = "none"
+    length: int = 1
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """How a diffusion policy is sampled unless a request says otherwise.
+
+    Attributes:
+        sampler: A name from `diffusion.samplers.SAMPLERS`.
+        schedule: A name from `diffusion.schedules.SCHEDULES`.
+        steps: Denoising steps.
+        sigma_min: Lowest positive noise level.
+        sigma_max: Highest noise level.
+        rho: Curvature of the schedules that have one.
+        guidance: Classifier-free guidance lambda: 0 goal-free, 1 conditional, above 1 guided.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    sampler: str
+    schedule: str
+    steps: int
+    sigma_min: float
+    sigma_max: float
+    rho: float = 7.0
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """Everything a client, an engine or a page must know about one policy. Written once, in the bundle.
+
+    Attributes:
+        cameras: The images of one observation.
+        state: Proprioception; None if the policy sees images alone.
+        goal: What tells the policy where to go.
+        action: What one action holds, with its limits in the robot's units.
+        horizon: Actions in a chunk, H.
+        step_s: Time between two actions of a chunk.
+        window: Observations that the policy looks back on, T.
+        sampler: How it is sampled; None for policies that are not diffusion policies.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    action: VectorSpec
+    horizon: int
+    step_s: float
+    state: VectorSpec | None = None
+    cameras: tuple[CameraSpec, ...] = ()
+    goal: GoalSpec = field(default_factory=GoalSpec)
+    window: int = 1
+    sampler: SamplerSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1 or self.window < 1 or not self.step_s > 0:
+            raise ValueError(
+                f"horizon, window and step_s must be positive, got {self.horizon}, {self.window} and {self.step_s}"
+            )
+        if self.goal.kind == "state" and self.state is None:
+            raise ValueError("a state goal needs a state")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One observation that fits its spec; made by checking, never by hand.
+
+    Attributes:
+        images: RGB images by camera name, (height, width, 3) uint8.
+        state: (S,) float32 in the robot's units, or None.
+        goal: (G, S) float32, a (height, width, 3) uint8 image, an instruction, or None.
+    """
+
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray | None
+    goal: np.ndarray | str | None
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What one request asks of the sampler; None leaves the bundle's default.
+
+    Attributes:
+        seed: Seeds every random draw of this chunk.
+        steps: Denoising steps.
+        sampler: A name from `diffusion.samplers.SAMPLERS`.
+        guidance: Classifier-free guidance lambda.
+    """
+
+    seed: int
+    steps: int | None = None
+    sampler: str | None = None
+    guidance: float | None = None

@@ -1,0 +1,186 @@
+"""The policy bundle: one folder that holds everything about one policy."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from policy_models.families import Family, family
+from policy_models.normalizer import Normalizer
+from policy_models.program import Program
+from policy_models.spec import PolicySpec
+from policy_server.errors import BundleCorrupt, BundleInvalid
+
+MANIFEST = "policy.yaml"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `policy.yaml` says.
+
+    Attributes:
+        format: Version of the bundle format.
+        name: The policy's name in every address.
+        family: Which family of `policy_models` runs it.
+        version: The publisher's version of this policy.
+        description: One sentence for people.
+        licence: SPDX identifier of the weights' licence.
+        spec: What the policy needs and gives.
+        config: The family's own configuration.
+        tolerance: Allowed drift from the golden case by precision ("f32", "bf16"), as a fraction of the action range.
+            A precision that is not named is never used.
+        metadata: What websocket clients get as their first frame, exactly as written here (openpi's `reset_pose`,
+            RoboArena's server configuration); if empty, a short description of the policy.
+        files: SHA-256 of every other file of the bundle, by path.
+        provenance: Where data and weights came from.
+        results: Measured results, as tables of the publisher's choice.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    format: int
+    name: str
+    family: str
+    version: str
+    description: str
+    licence: str
+    spec: PolicySpec
+    config: dict[str, Any] = field(default_factory=dict)
+    tolerance: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files were checked against their published digests."""
+
+    path: Path
+    manifest: Manifest
+    family: Family
+    config: Any
+    program: Program
+
+    @property
+    def name(self) -> str:
+        """The policy's name."""
+        return self.manifest.name
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy needs and gives."""
+        return self.manifest.spec
+
+    @property
+    def graphs(self) -> Mapping[str, Path]:
+        """The ONNX graphs by name; empty for a policy that has none."""
+        return {path.stem: path for path in sorted((self.path / "graphs").glob("*.onnx"))}
+
+    @property
+    def weights(self) -> Path:
+        """The weights, for engines that build the network themselves."""
+        return self.path / "weights.safetensors"
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and check a bundle; nothing in it is ever executed.
+
+    Raises:
+        BundleInvalid: A file is missing, or does not say what it must; the message names file and entry.
+        BundleCorrupt: A file differs from the published one.
+    """
+    manifest = _read_manifest(path / MANIFEST)
+    for name, wanted in manifest.files.items():
+        got = digest(_inside(path, name))
+        if got != wanted:
+            raise BundleCorrupt(name, got, wanted)
+    for graph in (path / "graphs").glob("*"):
+        if f"graphs/{graph.name}" not in manifest.files:
+            raise BundleInvalid(f"{path.name}: graphs/{graph.name} is not listed under 'files' in {MANIFEST}")
+    if "weights.safetensors" in manifest.files:
+        _check_weights(path / "weights.safetensors")
+    try:
+        policy_family = family(manifest.family)
+        config: Any = TypeAdapter(policy_family.Config).validate_python(manifest.config)
+        program = policy_family.make_program(manifest.spec, config, _read_normalizer(path, manifest))
+    except ValidationError as error:
+        raise BundleInvalid(f"{path.name}/{MANIFEST}: config: {_first(error)}") from error
+    except ValueError as error:
+        raise BundleInvalid(f"{path.name}: {error}") from error
+    return Bundle(path, manifest, policy_family, config, program)
+
+
+def find_bundles(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Return the bundle folders among `paths` and directly below them; raises BundleInvalid for a path with none."""
+    found: list[Path] = []
+    for path in paths:
+        bundles = [path] if (path / MANIFEST).exists() else sorted(p.parent for p in path.glob(f"*/{MANIFEST}"))
+        if not bundles:
+            raise BundleInvalid(f"{path} is no bundle and holds none: there is no {MANIFEST}")
+        found += bundles
+    return tuple(found)
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal; raises BundleInvalid if there is no such file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleInvalid(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleInvalid(f"{path.parent} is no bundle: {path.name} cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BundleInvalid(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        got = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        raise BundleInvalid(f"{path}: this server reads bundle format {FORMAT}, got {got!r}")
+    try:
+        return TypeAdapter(Manifest).validate_python(raw)
+    except ValidationError as error:
+        raise BundleInvalid(f"{path}: {_first(error)}") from error
+
+
+def _read_normalizer(path: Path, manifest: Manifest) -> Normalizer | None:
+    if "normalizer.json" not in manifest.files:
+        return None
+    try:
+        return TypeAdapter(Normalizer).validate_json((path / "normalizer.json").read_bytes())
+    except ValidationError as error:
+        raise BundleInvalid(f"{path.name}/normalizer.json: {_first(error)}") from error
+
+
+def _check_weights(path: Path) -> None:
+    # A pickle can carry code; the only weights that are ever opened are safetensors, whatever the file is called.
+    try:
+        with safe_open(path, framework="numpy") as file:
+            file.keys()
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise BundleInvalid(f"{path.name} is not a safetensors file ({error}); pickled weights are refused") from error
+
+
+def _inside(path: Path, name: str) -> Path:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts:
+        raise BundleInvalid(f"{path.name}/{MANIFEST}: file {name!r} lies outside the bundle")
+    return path / pure
+
+
+def _first(error: ValidationError) -> str:
+    details = error.errors()[0]
+    where = ".".join(map(str, details["loc"]))
+    return f"{where}: {details['msg']}" + (f", got {details['input']!r}" if details["type"] != "missing" else "")

@@ -1,0 +1,154 @@
+"""Which policies are loaded, each ready to serve: checked, replayed and warm."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from policy_server.bundle import Bundle, load_bundle
+from policy_server.engine.base import ENGINES, Engine
+from policy_server.errors import BundleInvalid, EngineUnavailable, GoldenDrift, UnknownPolicy
+from policy_server.golden import GoldenCase, check_golden
+from policy_server.runtime.policy import PolicyRuntime
+from policy_server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """An engine that reproduced a bundle's golden case.
+
+    Attributes:
+        engine: The engine, warm.
+        drift: How far it was off, as a fraction of the action range.
+        chunk_ms: Median time for the golden chunk.
+    """
+
+    engine: Engine
+    drift: float
+    chunk_ms: float
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A bundle, its engine, its runtime, and an observation that it answers."""
+
+    bundle: Bundle
+    loaded: LoadedEngine
+    runtime: PolicyRuntime
+    example: Mapping[str, Any]
+
+
+class Catalog:
+    """The loaded policies by name."""
+
+    def __init__(self, policies: Mapping[str, LoadedPolicy], default: str) -> None:
+        self._policies = dict(policies)
+        self.default = default
+
+    def __iter__(self) -> Iterator[LoadedPolicy]:
+        return iter(self._policies.values())
+
+    def __getitem__(self, name: str) -> LoadedPolicy:
+        """Return a policy; raises UnknownPolicy."""
+        try:
+            return self._policies[name]
+        except KeyError:
+            raise UnknownPolicy(name, self._policies) from None
+
+    def close(self) -> None:
+        """Close every policy."""
+        for policy in self:
+            policy.runtime.close()
+
+
+def load_catalog(settings: Settings) -> Catalog:
+    """Load every bundle of the settings; raises StartupError if any of them cannot be served as asked."""
+    policies: dict[str, LoadedPolicy] = {}
+    for path in settings.bundles:
+        bundle = load_bundle(path)
+        if bundle.name in policies:
+            raise BundleInvalid(
+                f"two bundles are called {bundle.name!r}: {policies[bundle.name].bundle.path} and {path}"
+            )
+        policies[bundle.name] = load_policy(bundle, settings)
+    default = settings.default_policy or next(iter(policies))
+    if default not in policies:
+        raise BundleInvalid(f"the default policy {default!r} is not among the loaded ones: {', '.join(policies)}")
+    return Catalog(policies, default)
+
+
+def load_policy(bundle: Bundle, settings: Settings) -> LoadedPolicy:
+    """Make one bundle ready to serve."""
+    started_at_s = time.monotonic()
+    loaded = load_engine(bundle, settings.engine, settings.threads)
+    runtime = PolicyRuntime(
+        bundle.name,
+        bundle.program,
+        loaded.engine,
+        capacity=settings.queue_capacity,
+        timeout_s=settings.request_timeout_s,
+        ignore_unknown=settings.ignore_unknown_inputs,
+    )
+    logger.info(
+        "%s %s on %s: golden drift %.1e, %.2f ms a chunk, ready in %.1f s",
+        bundle.name,
+        bundle.manifest.version,
+        loaded.engine.name,
+        loaded.drift,
+        loaded.chunk_ms,
+        time.monotonic() - started_at_s,
+    )
+    return LoadedPolicy(bundle, loaded, runtime, GoldenCase(bundle.path / "golden.npz").inputs())
+
+
+def load_engine(bundle: Bundle, requested: str, threads: int) -> LoadedEngine:
+    """Return the engine called `requested`; for "auto" the fastest that reproduces the golden case.
+
+    Raises:
+        EngineUnavailable: It is unknown, or its library is not installed.
+        GoldenDrift: It does not reproduce the golden case within the bundle's tolerance.
+    """
+    case = GoldenCase(bundle.path / "golden.npz")
+    if requested != "auto":
+        return _load_one(bundle, case, requested, threads)
+    rivals: list[LoadedEngine] = []
+    # The oracle is there for comparison; it is never the fastest, and importing torch takes seconds.
+    for name in ENGINES.keys() - {"torch"}:
+        if ENGINES[name].precision in bundle.manifest.tolerance:
+            try:
+                rivals.append(_load_one(bundle, case, name, threads))
+            except (EngineUnavailable, GoldenDrift) as error:
+                logger.info("%s: not using %s: %s", bundle.name, name, error)
+    if not rivals:
+        raise EngineUnavailable(
+            f"no engine can run {bundle.name!r} on this machine; install one: pip install 'robot-policy-server[onnx]'"
+        )
+    best = min(rivals, key=lambda rival: rival.chunk_ms)
+    for rival in rivals:
+        if rival is not best:
+            rival.engine.close()
+    return best
+
+
+def _load_one(bundle: Bundle, case: GoldenCase, name: str, threads: int) -> LoadedEngine:
+    if name not in ENGINES:
+        raise EngineUnavailable(f"there is no engine {name!r}; there are: auto, {', '.join(ENGINES)}")
+    try:
+        engine = ENGINES[name].make(bundle, threads)
+    except ImportError as error:
+        raise EngineUnavailable(f"engine {name!r} is not installed ({error})") from error
+    drift = check_golden(bundle.name, case, bundle.program, engine, bundle.manifest.tolerance)
+    return LoadedEngine(engine, drift, _warm_up(bundle, case, engine))
+
+
+def _warm_up(bundle: Bundle, case: GoldenCase, engine: Engine, rounds: int = 20) -> float:
+    times_ms = []
+    for _ in range(rounds):
+        started_at_s = time.perf_counter()
+        case.drift(bundle.program, engine)
+        times_ms.append(1e3 * (time.perf_counter() - started_at_s))
+    return median(times_ms)

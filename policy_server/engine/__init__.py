@@ -1,0 +1,1 @@
+"""Engines: each runs a bundle's graphs with one library."""

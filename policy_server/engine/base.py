@@ -1,0 +1,79 @@
+"""What an engine is, and which there are."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from policy_server.bundle import Bundle
+
+Tensors = Mapping[str, np.ndarray]
+
+
+class Engine(Protocol):
+    """Runs the graphs of one bundle. Used from one thread at a time."""
+
+    name: str
+    precision: str
+
+    def run(self, graph: str, inputs: Tensors) -> Tensors:
+        """Run one graph.
+
+        Args:
+            graph: Name of the graph, such as "denoise".
+            inputs: Named arrays whose first axis is the batch; any batch size from 1 on.
+
+        Returns:
+            Named arrays that belong to the caller, their first axis the batch again.
+        """
+
+    def close(self) -> None:
+        """Give back what the engine holds; it is not used again."""
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """One way to run a bundle.
+
+    Attributes:
+        precision: What the engine computes in; the bundle states a tolerance for each.
+        make: Builds the engine from a bundle and a number of threads (0 lets the library choose). It imports the
+            engine's library, and raises ImportError where that is not installed.
+    """
+
+    precision: str
+    make: "Callable[[Bundle, int], Engine]"
+
+
+def _make_onnx(bundle: "Bundle", threads: int) -> Engine:
+    from policy_server.engine.onnx import OnnxEngine
+
+    return OnnxEngine(bundle.graphs, threads)
+
+
+def _make_openvino_f32(bundle: "Bundle", threads: int) -> Engine:
+    from policy_server.engine.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(bundle.graphs, threads, "f32")
+
+
+def _make_openvino_bf16(bundle: "Bundle", threads: int) -> Engine:
+    from policy_server.engine.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(bundle.graphs, threads, "bf16")
+
+
+def _make_torch(bundle: "Bundle", threads: int) -> Engine:
+    from policy_server.engine.torch import TorchEngine
+
+    return TorchEngine(bundle.family, bundle.config, bundle.weights, threads)
+
+
+ENGINES: Mapping[str, EngineChoice] = {
+    "onnx": EngineChoice("f32", _make_onnx),
+    "openvino": EngineChoice("f32", _make_openvino_f32),
+    "openvino-bf16": EngineChoice("bf16", _make_openvino_bf16),
+    "torch": EngineChoice("f32", _make_torch),
+}

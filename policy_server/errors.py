@@ -1,0 +1,224 @@
+"""Everything that can go wrong, as one tree.
+
+The class says whose fault it is and how each protocol reports it; the message says which thing, what was got and what
+was wanted. Whatever is not in this tree is our own mistake: it is logged with an id, and the robot sees only the id.
+"""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class PolicyServerError(Exception):
+    """Base of the tree.
+
+    Attributes:
+        code: Stable name for programs, such as "shape_mismatch".
+        status: HTTP status.
+    """
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+
+
+class ClientError(PolicyServerError):
+    """The request was wrong; sending it again will not help."""
+
+    code = "bad_request"
+    status = 400
+
+
+class MalformedMessage(ClientError):
+    """The bytes are not a message."""
+
+    code = "malformed_message"
+
+
+class MessageTooBig(ClientError):
+    """The message is larger than the server takes."""
+
+    code = "message_too_big"
+    status = 413
+
+    def __init__(self, got_bytes: int | None, limit_bytes: int) -> None:
+        got = "more" if got_bytes is None else f"{got_bytes} bytes"
+        super().__init__(f"a message holds at most {limit_bytes} bytes, got {got}")
+
+
+class Unauthorized(ClientError):
+    """No API key, or a wrong one."""
+
+    code = "unauthorized"
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a valid API key is needed: send 'Authorization: Api-Key <key>' or 'Authorization: Bearer <key>'"
+        )
+
+
+class UnknownPolicy(ClientError):
+    """No policy of that name is loaded."""
+
+    code = "unknown_policy"
+    status = 404
+
+    def __init__(self, name: str, loaded: Iterable[str]) -> None:
+        super().__init__(f"no policy {name!r} is loaded; there are: {', '.join(loaded)}")
+
+
+class ObservationError(ClientError):
+    """An observation does not fit the policy's spec."""
+
+    code = "bad_observation"
+    status = 422
+
+
+class MissingInput(ObservationError):
+    """The spec needs an input that did not come."""
+
+    code = "missing_input"
+
+    def __init__(self, name: str, got: Iterable[str]) -> None:
+        super().__init__(f"{name!r} is missing; got {', '.join(sorted(map(repr, got))) or 'nothing'}")
+
+
+class UnexpectedInput(ObservationError):
+    """An input came that the policy does not have: likely a misspelt one."""
+
+    code = "unexpected_input"
+
+    def __init__(self, name: str, wanted: Iterable[str]) -> None:
+        super().__init__(f"{name!r} is not an input of this policy; it takes {', '.join(map(repr, wanted))}")
+
+
+class ShapeMismatch(ObservationError):
+    """An array has the wrong shape."""
+
+    code = "shape_mismatch"
+
+    def __init__(self, name: str, got: tuple[int, ...], wanted: str) -> None:
+        super().__init__(f"{name!r} has shape {got}, expected {wanted}")
+
+
+class WrongType(ObservationError):
+    """A value has the wrong type or dtype."""
+
+    code = "wrong_type"
+
+    def __init__(self, name: str, got: str, wanted: str) -> None:
+        super().__init__(f"{name!r} is {got}, expected {wanted}")
+
+
+class NotFinite(ObservationError):
+    """A number is NaN or infinite."""
+
+    code = "not_finite"
+
+    def __init__(self, name: str, index: int, got: float) -> None:
+        super().__init__(f"{name!r} holds {got} at index {index}, expected finite float32 numbers")
+
+
+class UndecodableImage(ObservationError):
+    """An encoded image is neither JPEG nor PNG, or is broken, or is too large."""
+
+    code = "undecodable_image"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name!r} is not a usable image: {reason}")
+
+
+class InvalidOption(ClientError):
+    """A sampling option is out of range."""
+
+    code = "invalid_option"
+    status = 422
+
+
+class Unavailable(PolicyServerError):
+    """Nothing is wrong with the request, but it cannot be served now."""
+
+    code = "unavailable"
+    status = 503
+
+
+class Overloaded(Unavailable):
+    """The queue is full."""
+
+    code = "overloaded"
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} requests already wait for this policy; try again in a moment")
+
+
+class Draining(Unavailable):
+    """The server is shutting down."""
+
+    code = "draining"
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down and takes no new requests")
+
+
+class DeadlineExceeded(Unavailable):
+    """The answer would have come too late."""
+
+    code = "deadline_exceeded"
+    status = 504
+
+    def __init__(self, late_ms: float) -> None:
+        super().__init__(f"the deadline passed {late_ms:.1f} ms ago, before the chunk was ready")
+
+
+class NonFiniteActions(PolicyServerError):
+    """The policy itself produced NaN or infinity; the robot gets no chunk rather than a bad one."""
+
+    code = "non_finite_actions"
+
+    def __init__(self, policy: str) -> None:
+        super().__init__(f"policy {policy!r} produced actions that are not finite; they were withheld")
+
+
+class StartupError(PolicyServerError):
+    """The server cannot start like this."""
+
+    code = "startup"
+
+
+class BundleError(StartupError):
+    """A bundle cannot be served."""
+
+    code = "bundle"
+
+
+class BundleInvalid(BundleError):
+    """A bundle's files do not say what they must."""
+
+    code = "bundle_invalid"
+
+
+class BundleCorrupt(BundleError):
+    """A file is not the one that the bundle was published with."""
+
+    code = "bundle_corrupt"
+
+    def __init__(self, path: str, got: str, wanted: str) -> None:
+        super().__init__(f"{path} has SHA-256 {got[:16]}..., the bundle was published with {wanted[:16]}...")
+
+
+class GoldenDrift(BundleError):
+    """An engine does not reproduce the bundle's golden case."""
+
+    code = "golden_drift"
+
+    def __init__(self, policy: str, engine: str, drift: float, tolerance: float) -> None:
+        self.drift = drift
+        super().__init__(
+            f"engine {engine!r} misses the golden case of policy {policy!r} by {drift:.2e} of the action range, "
+            f"tolerated is {tolerance:.2e}"
+        )
+
+
+class EngineUnavailable(StartupError):
+    """An engine was asked for that this installation cannot run."""
+
+    code = "engine_unavailable"

@@ -1,0 +1,1 @@
+"""Offline: making bundles. Nothing here runs while robots are served."""

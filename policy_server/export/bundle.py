@@ -1,0 +1,100 @@
+"""Writes a bundle: weights, graphs, normalizer, golden case, and the manifest over them all."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from pydantic import TypeAdapter
+
+from policy_models.families import family
+from policy_models.normalizer import Normalizer
+from policy_server.bundle import MANIFEST, Bundle, Manifest, digest, load_bundle
+from policy_server.engine.base import ENGINES
+from policy_server.errors import BundleInvalid
+from policy_server.golden import write_golden
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Drift from the golden case that a bundle allows unless its maker knows better, as a fraction of the action range:
+# float32 engines differ in rounding alone, bfloat16 keeps 8 bits of mantissa.
+DEFAULT_TOLERANCE: Mapping[str, float] = {"f32": 1e-4, "bf16": 2e-2}
+
+
+def write_bundle(
+    path: Path,
+    manifest: Manifest,
+    *,
+    normalizer: Normalizer | None = None,
+    weights: "Mapping[str, Tensor] | None" = None,
+    seed: int = 0,
+) -> Bundle:
+    """Write a bundle that `load_bundle` accepts, and return it.
+
+    Args:
+        path: The folder to make; it must not exist, or be an older version of the same bundle.
+        manifest: Everything but `files`, which is filled in here.
+        normalizer: For families that scale states and actions.
+        weights: Under the keys of the family's modules; None for a family without graphs.
+        seed: Of the golden observation and its chunk.
+
+    Raises:
+        BundleInvalid: The folder holds something else, or the parts do not fit each other.
+    """
+    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
+        raise BundleInvalid(f"{path} exists and is not a bundle; nothing was written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        folder = Path(scratch)
+        if normalizer is not None:
+            (folder / "normalizer.json").write_bytes(TypeAdapter(Normalizer).dump_json(normalizer, indent=1) + b"\n")
+        if weights is not None:
+            _write_network(folder, manifest, weights)
+        _write_manifest(folder, manifest)
+        bundle = load_bundle(folder)
+        engine = ENGINES["onnx" if weights is None else "torch"].make(bundle, 1)
+        write_golden(folder / "golden.npz", bundle.program, engine, seed=seed, draw=np.random.default_rng(seed))
+        _write_manifest(folder, manifest)
+        path.mkdir(exist_ok=True)
+        _replace_files(folder, path)
+    return load_bundle(path)
+
+
+def _write_network(folder: Path, manifest: Manifest, weights: "Mapping[str, Tensor]") -> None:
+    from safetensors.torch import save_file
+
+    from policy_server.export.onnx import export_graphs
+
+    policy_family = family(manifest.family)
+    config: Any = TypeAdapter(policy_family.Config).validate_python(manifest.config)
+    save_file(dict(weights), folder / "weights.safetensors")
+    export_graphs(policy_family.make_graphs(config, weights), folder / "graphs")
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    whole = replace(manifest, files={p.relative_to(folder).as_posix(): digest(p) for p in files})
+    (folder / MANIFEST).write_text(
+        yaml.safe_dump(_plain(asdict(whole)), sort_keys=False, default_flow_style=None, width=110), encoding="utf-8"
+    )
+
+
+def _replace_files(source: Path, target: Path) -> None:
+    kept = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
+    for old in [p for p in target.rglob("*") if p.is_file() and p.relative_to(target) not in kept]:
+        old.unlink()
+    for name in kept:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).replace(target / name)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item not in (None, (), {})}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,50 @@
+"""Makes a bundle that keeps a robot where it is: for wiring up cameras and joints before a policy exists."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from policy_models.spec import CameraSpec, PolicySpec, VectorSpec
+from policy_server.bundle import FORMAT, Bundle, Manifest
+from policy_server.errors import BundleInvalid
+from policy_server.export.bundle import write_bundle
+
+
+def make_hold_bundle(
+    output: Path, *, joints: Sequence[str], unit: str, cameras: Sequence[str], horizon: int, step_s: float
+) -> Bundle:
+    """Write a bundle whose every action repeats the state.
+
+    Args:
+        output: The folder to make; its name is the policy's.
+        joints: What the state and the action hold.
+        unit: Unit of every joint.
+        cameras: As "name:WIDTHxHEIGHT"; images of another size are resized.
+        horizon: Actions in a chunk.
+        step_s: Time between them.
+
+    Raises:
+        BundleInvalid: A camera is not described like that, or the folder is taken.
+    """
+    vector = VectorSpec(tuple(joints), (unit,) * len(joints))
+    spec = PolicySpec(
+        action=vector, state=vector, horizon=horizon, step_s=step_s, cameras=tuple(_camera(text) for text in cameras)
+    )
+    manifest = Manifest(
+        format=FORMAT,
+        name=output.name,
+        family="hold",
+        version="1",
+        description="Keeps a robot where it is: every action repeats the state. For wiring up and for measuring.",
+        licence="Apache-2.0",
+        spec=spec,
+        tolerance={"f32": 0.0},
+    )
+    return write_bundle(output, manifest)
+
+
+def _camera(text: str) -> CameraSpec:
+    found = re.fullmatch(r"([\w/.-]+):(\d+)x(\d+)", text)
+    if not found:
+        raise BundleInvalid(f"camera {text!r}, expected name:WIDTHxHEIGHT, such as top:224x224")
+    return CameraSpec(found[1], height=int(found[3]), width=int(found[2]), resize="area")

@@ -1,0 +1,1 @@
+"""The doors: every protocol that robots and people reach the policies by."""

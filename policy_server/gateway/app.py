@@ -1,0 +1,67 @@
+"""The gateway: one ASGI application over the loaded policies."""
+
+from fastapi import FastAPI, Request, WebSocket
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from policy_server import __version__
+from policy_server.catalog import Catalog
+from policy_server.errors import PolicyServerError, Unavailable
+from policy_server.gateway.auth import ApiKeys
+from policy_server.gateway.http import make_router
+from policy_server.gateway.openpi import serve_openpi
+from policy_server.gateway.report import describe
+from policy_server.gateway.traffic import Traffic
+from policy_server.settings import Settings
+
+_DESCRIPTION = """\
+Observations in, chunks of future actions out.
+
+* `GET /v1/policies` lists what is served; `GET /v1/policies/{name}` says what one needs, with units and an example.
+* `POST /v1/policies/{name}/act` answers one observation, in JSON or msgpack.
+* `ws://.../` and `ws://.../v1/policies/{name}/openpi` speak the openpi websocket protocol: its clients work unmodified.
+"""
+
+
+def create_app(catalog: Catalog, settings: Settings, traffic: Traffic) -> FastAPI:
+    """Return the application; the caller keeps and closes the catalog."""
+    app = FastAPI(title="Robot policy server", version=__version__, description=_DESCRIPTION)
+    if settings.api_keys:
+        app.add_middleware(ApiKeys, keys=settings.api_keys)
+    app.include_router(make_router(catalog, traffic, settings.max_message_bytes))
+
+    @app.websocket("/v1/policies/{name}/openpi")
+    async def named_policy(websocket: WebSocket, name: str) -> None:
+        try:
+            policy = catalog[name]
+        except PolicyServerError as error:
+            await websocket.send_denial_response(_error_response(error))
+            return
+        await serve_openpi(websocket, policy, traffic)
+
+    @app.websocket("/{path:path}")
+    async def default_policy(websocket: WebSocket, path: str) -> None:
+        # openpi's server takes any path, and some robots send one; but a misspelt policy must not get another one.
+        if path.startswith("v1/"):
+            await websocket.send_denial_response(_error_response(HTTPException(404, f"there is nothing at /{path}")))
+            return
+        await serve_openpi(websocket, catalog[catalog.default], traffic)
+
+    @app.exception_handler(PolicyServerError)
+    @app.exception_handler(HTTPException)
+    @app.exception_handler(Exception)
+    async def report(request: Request, error: Exception) -> JSONResponse:
+        return _error_response(error)
+
+    return app
+
+
+def _error_response(error: Exception) -> JSONResponse:
+    if isinstance(error, HTTPException):
+        code, message, status = "no_such_address", str(error.detail), error.status_code
+    else:
+        code, text = describe(error)
+        message = text.removeprefix(f"{code}: ")
+        status = error.status if isinstance(error, PolicyServerError) else 500
+    headers = {"Retry-After": "1"} if isinstance(error, Unavailable) else None
+    return JSONResponse({"error": {"code": code, "message": message}}, status_code=status, headers=headers)

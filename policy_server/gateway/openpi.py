@@ -1,0 +1,128 @@
+"""The openpi websocket protocol, byte for byte, so that its stock clients work unmodified.
+
+One binary msgpack frame in, one out, strictly in order. An error is a text frame, then close code 1011. RoboArena's
+dialect shares the socket: `endpoint` is "infer" or "reset", and `session_id` names the episode.
+"""
+
+import logging
+import time
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from policy_client.codec import DecodeError, pack, unpack
+from policy_server.catalog import LoadedPolicy
+from policy_server.errors import MalformedMessage
+from policy_server.gateway.report import describe
+from policy_server.gateway.traffic import Traffic
+from policy_server.runtime.options import read_options
+from policy_server.runtime.policy import PolicyRuntime
+from policy_server.runtime.session import Session
+
+logger = logging.getLogger(__name__)
+
+_RESET_DONE = "reset successful"  # RoboArena's server says it so
+
+
+async def serve_openpi(websocket: WebSocket, policy: LoadedPolicy, traffic: Traffic) -> None:
+    """Serve one robot until it leaves."""
+    await websocket.accept()
+    connection = _Connection(policy.runtime, policy.loaded.engine.name)
+    try:
+        await websocket.send_bytes(pack(policy.bundle.manifest.metadata or _description(policy)))
+        while (message := await websocket.receive())["type"] == "websocket.receive":
+            try:
+                with traffic.request():
+                    reply = await connection.answer(message.get("bytes"))
+            except Exception as error:
+                code, text = describe(error)
+                await websocket.send_text(text)
+                await websocket.close(1011, code)
+                return
+            if isinstance(reply, str):
+                await websocket.send_text(reply)
+            else:
+                await websocket.send_bytes(reply)
+                connection.sent()
+    except WebSocketDisconnect:
+        logger.debug("a robot left in mid-conversation")
+
+
+class _Connection:
+    """One robot's side of the conversation, without its socket."""
+
+    def __init__(self, runtime: PolicyRuntime, engine: str) -> None:
+        self._runtime = runtime
+        self._engine = engine
+        self._session: Session = runtime.begin_session()
+        self._episode: str | None = None
+        self._received_at_s = 0.0
+        self._previous_total_ms: float | None = None
+
+    async def answer(self, data: bytes | None) -> bytes | str:
+        """Return the frame that answers one frame: bytes for a chunk, text for a reset."""
+        self._received_at_s = time.monotonic()
+        observation = _decode(data)
+        self._follow_episode(observation.pop("session_id", None))
+        endpoint = observation.pop("endpoint", "infer")
+        if not isinstance(endpoint, str) or endpoint not in ("infer", "reset"):
+            raise MalformedMessage(f"'endpoint' is {endpoint!r}, expected 'infer' or 'reset'")
+        if endpoint == "reset":
+            self._session.reset()
+            return _RESET_DONE
+        options = read_options(observation.pop("options", None))
+        chunk = await self._runtime.act(self._session, observation, options)
+
+        server_timing = {"infer_ms": 1e3 * (time.monotonic() - self._received_at_s)}
+        if self._previous_total_ms is not None:
+            server_timing["prev_total_ms"] = self._previous_total_ms
+        # openpi's ActionChunkBroker slices every array of a reply along its first axis, so `actions` is the only one.
+        return pack(
+            {
+                "actions": chunk.actions,
+                "policy_timing": {"infer_ms": chunk.infer_ms},
+                "server_timing": server_timing,
+                "policy": self._runtime.name,
+                "engine": self._engine,
+                "step_s": chunk.step_s,
+                "seed": chunk.seed,
+                "clamped": chunk.clamped,
+            }
+        )
+
+    def sent(self) -> None:
+        """Note that the reply is on its way: the next one reports how long this one took in all."""
+        self._previous_total_ms = 1e3 * (time.monotonic() - self._received_at_s)
+
+    def _follow_episode(self, session_id: Any) -> None:
+        if session_id is None:
+            return
+        episode = str(session_id)
+        if self._episode is not None and episode != self._episode:
+            self._session.reset()
+        self._episode = episode
+
+
+def _decode(data: bytes | None) -> dict[str, Any]:
+    if data is None:
+        raise MalformedMessage("got a text frame, expected a binary frame with a msgpack map")
+    try:
+        observation = unpack(data)
+    except DecodeError as error:
+        raise MalformedMessage(str(error)) from error
+    if not isinstance(observation, dict):
+        raise MalformedMessage(f"got a message of type {type(observation).__name__}, expected a map")
+    return observation
+
+
+def _description(policy: LoadedPolicy) -> dict[str, Any]:
+    spec = policy.bundle.spec
+    return {
+        "policy": policy.bundle.name,
+        "version": policy.bundle.manifest.version,
+        "engine": policy.loaded.engine.name,
+        "horizon": spec.horizon,
+        "step_s": spec.step_s,
+        "inputs": list(policy.runtime.inputs),
+        "action": list(spec.action.names),
+    }

@@ -1,0 +1,100 @@
+"""The golden case: one observation with the chunk it must give, replayed by every engine before it serves.
+
+`golden.npz` holds `state`, `goal` and one array per camera (`images/<name>`) as far as the spec has them, the `seed`,
+and `actions`, the chunk that the network gave in torch float32 when the bundle was made.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policy_models.program import Program
+from policy_models.spec import Observation, PolicySpec, SamplingOptions
+from policy_server.engine.base import Engine
+from policy_server.errors import BundleInvalid, GoldenDrift
+from policy_server.runtime.sampling import drive
+
+
+def write_golden(path: Path, program: Program, engine: Engine, *, seed: int, draw: np.random.Generator) -> None:
+    """Draw a random observation that fits the spec, answer it with `engine`, and save both."""
+    observation = draw_observation(program.spec, draw)
+    outcome = drive(program.infer(observation, program.begin(), SamplingOptions(seed)), engine)
+    arrays: dict[str, Any] = {f"images/{name}": image for name, image in observation.images.items()}
+    for name in ("state", "goal"):
+        value = getattr(observation, name)
+        if value is not None:
+            arrays[name] = np.asarray(value)
+    np.savez_compressed(path, seed=np.int64(seed), actions=outcome.actions, **arrays)
+
+
+def draw_observation(spec: PolicySpec, draw: np.random.Generator) -> Observation:
+    """Return a random observation: states within their limits where there are any, else standard normal."""
+
+    def state(rows: int) -> np.ndarray:
+        assert spec.state is not None
+        if spec.state.low and spec.state.high:
+            return draw.uniform(spec.state.low, spec.state.high, (rows, spec.state.width)).astype(np.float32)
+        return draw.standard_normal((rows, spec.state.width), dtype=np.float32)
+
+    return Observation(
+        images={c.name: draw.integers(0, 256, (c.height, c.width, 3), dtype=np.uint8) for c in spec.cameras},
+        state=state(1)[0] if spec.state else None,
+        goal=state(spec.goal.length) if spec.goal.kind == "state" else None,
+    )
+
+
+class GoldenCase:
+    """One bundle's golden case."""
+
+    def __init__(self, path: Path) -> None:
+        """Read `golden.npz`; raises BundleInvalid if it is not one."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                self._arrays: Mapping[str, np.ndarray] = dict(arrays)
+            self.seed = int(self._arrays["seed"])
+            self.actions = self._arrays["actions"]
+        except (OSError, ValueError, KeyError) as error:
+            raise BundleInvalid(f"{path} is not a golden case: {error}") from error
+
+    def observation(self) -> Observation:
+        """Return what the golden chunk answers."""
+        images = {k.removeprefix("images/"): v for k, v in self._arrays.items() if k.startswith("images/")}
+        goal = self._arrays.get("goal")
+        return Observation(
+            images, self._arrays.get("state"), str(goal) if goal is not None and goal.dtype.kind == "U" else goal
+        )
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Return the same observation as a robot would send it."""
+        return {k.removeprefix("images/"): v for k, v in self._arrays.items() if k not in ("seed", "actions")}
+
+    def drift(self, program: Program, engine: Engine) -> float:
+        """Replay the case; return the largest deviation as a fraction of each action's range."""
+        outcome = drive(program.infer(self.observation(), program.begin(), SamplingOptions(self.seed)), engine)
+        if outcome.actions.shape != self.actions.shape:
+            raise BundleInvalid(
+                f"the golden chunk has shape {self.actions.shape}, the policy gives {outcome.actions.shape}"
+            )
+        drift = float(np.max(np.abs(outcome.actions - self.actions) / _action_range(program.spec, self.actions)))
+        return drift if np.isfinite(drift) else float("inf")
+
+
+def check_golden(
+    name: str, case: GoldenCase, program: Program, engine: Engine, tolerance: Mapping[str, float]
+) -> float:
+    """Return the drift of an engine; raises GoldenDrift if it is more than the bundle tolerates."""
+    drift = case.drift(program, engine)
+    allowed = tolerance.get(engine.precision, 0.0)
+    if drift > allowed:
+        raise GoldenDrift(name, engine.name, drift, allowed)
+    return drift
+
+
+def _action_range(spec: PolicySpec, actions: np.ndarray) -> np.ndarray:
+    if spec.action.low and spec.action.high:
+        span: np.ndarray = np.subtract(spec.action.high, spec.action.low)
+    else:
+        span = np.fmax(np.ptp(actions, axis=0), 1.0)
+    return span

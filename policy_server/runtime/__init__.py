@@ -1,0 +1,1 @@
+"""From observation to chunk: checking, sessions, scheduling, sampling, guarding."""

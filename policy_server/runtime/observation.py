@@ -1,0 +1,139 @@
+"""Checks what a robot sent against the policy's spec."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from policy_models.spec import Observation, PolicySpec, VectorSpec
+from policy_server.errors import MissingInput, NotFinite, ShapeMismatch, UnexpectedInput, WrongType
+from policy_server.runtime.images import decode_image, read_image
+
+# How the field spells one input: openpi sends "observation/state" or {"images": {"top": ...}}, LeRobot sends
+# "observation.images.top". Below these prefixes, a name means the same.
+_PREFIXES = ("observation/", "images/")
+# What the goal is called on the wire; openpi and LeRobot call an instruction a prompt or a task.
+_GOAL_NAMES = {"none": None, "state": "goal", "image": "goal", "text": "prompt"}
+
+
+def describe_inputs(spec: PolicySpec) -> dict[str, str]:
+    """Return what an observation holds, by wire name, in words."""
+    inputs = {c.name: f"uint8 ({c.height}, {c.width}, 3) RGB, raw or JPEG or PNG" for c in spec.cameras}
+    if spec.state:
+        inputs["state"] = f"float32 ({spec.state.width},): {_listed(spec.state)}"
+    goal = _GOAL_NAMES[spec.goal.kind]
+    if goal:
+        kinds = {
+            "state": f"float32 ({spec.goal.length}, {spec.state.width if spec.state else 0}), a state to reach",
+            "image": "an RGB image, raw or JPEG or PNG",
+            "text": "an instruction",
+        }
+        inputs[goal] = kinds[spec.goal.kind] + ("" if spec.goal.required else "; may be left out")
+    return inputs
+
+
+class ObservationReader:
+    """Turns wire observations into `Observation`s that fit one spec."""
+
+    def __init__(self, spec: PolicySpec, *, ignore_unknown: bool = False) -> None:
+        self.spec = spec
+        self.ignore_unknown = ignore_unknown
+        self.names = tuple(describe_inputs(spec))
+        self._cameras = {camera.name: camera for camera in spec.cameras}
+        self._goal_name = _GOAL_NAMES[spec.goal.kind]
+
+    def read(self, raw: Mapping[str, Any]) -> Observation:
+        """Return the observation that `raw` holds.
+
+        Args:
+            raw: Inputs by name, flat or nested; arrays, lists of numbers, strings, or encoded image bytes.
+
+        Raises:
+            ObservationError: One of its subclasses names the input, what was got and what was wanted.
+        """
+        inputs = dict(self._named(raw))
+        for name in self.names:
+            if name not in inputs and (name != self._goal_name or self.spec.goal.required):
+                raise MissingInput(name, inputs)
+        return Observation(
+            images={name: read_image(camera, inputs[name]) for name, camera in self._cameras.items()},
+            state=self._state("state", inputs["state"], rows=None) if self.spec.state else None,
+            goal=self._goal(inputs.get(self._goal_name)) if self._goal_name else None,
+        )
+
+    def holds_encoded_images(self, raw: Mapping[str, Any]) -> bool:
+        """Whether reading `raw` will take milliseconds, because images must be decoded."""
+        return any(isinstance(value, bytes) for _, value in _flat(raw))
+
+    def _named(self, raw: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        named: dict[str, Any] = {}
+        for key, value in _flat(raw):
+            name = key
+            while name not in self.names and (prefix := next((p for p in _PREFIXES if name.startswith(p)), None)):
+                name = name.removeprefix(prefix)
+            if name not in self.names:
+                # Every openpi client sends a prompt, also to policies that read none.
+                if self.ignore_unknown or name == "prompt":
+                    continue
+                raise UnexpectedInput(key, self.names)
+            if name in named:
+                raise UnexpectedInput(f"{key} (a second {name!r})", self.names)
+            named[name] = value
+        return list(named.items())
+
+    def _goal(self, value: Any) -> np.ndarray | str | None:
+        if value is None:
+            return None
+        name, kind = str(self._goal_name), self.spec.goal.kind
+        if kind == "state":
+            return self._state(name, value, rows=self.spec.goal.length)
+        if kind == "text":
+            if not isinstance(value, str) or not value.strip():
+                raise WrongType(name, repr(value) if isinstance(value, str) else type(value).__name__, "an instruction")
+            return value
+        return decode_image(name, value) if isinstance(value, bytes) else np.asarray(value)
+
+    def _state(self, name: str, value: Any, *, rows: int | None) -> np.ndarray:
+        """Return (S,) float32 for `rows` None, else (rows, S)."""
+        assert self.spec.state is not None
+        width = self.spec.state.width
+        array = _numbers(name, value)
+        wanted = (width,) if rows is None else (rows, width)
+        if rows == 1 and array.shape == (width,):
+            array = array[None]
+        if array.shape != wanted:
+            raise ShapeMismatch(name, array.shape, f"{wanted} ({', '.join(self.spec.state.names)})")
+        with np.errstate(over="ignore"):
+            numbers = array.astype(np.float32)
+        finite = np.isfinite(numbers)
+        if not finite.all():
+            index = int(np.argmin(finite))
+            raise NotFinite(name, index, float(np.ravel(array)[index]))
+        return numbers
+
+
+def _numbers(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, list | tuple):
+        try:
+            value = np.array(value)
+        except ValueError as error:
+            raise WrongType(name, "a ragged list", "numbers") from error
+    if not isinstance(value, np.ndarray):
+        raise WrongType(name, type(value).__name__, "an array of numbers")
+    if value.dtype.kind not in "fiu":
+        raise WrongType(name, f"an array of {value.dtype}", "an array of numbers")
+    return value
+
+
+def _flat(raw: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    items: list[tuple[str, Any]] = []
+    for key, value in raw.items():
+        if not isinstance(key, str):
+            raise WrongType(f"{prefix}{key!r}", f"a key of type {type(key).__name__}", "a string")
+        path = prefix + (key.replace(".", "/") if key.startswith("observation.") else key)
+        items += _flat(value, f"{path}/") if isinstance(value, Mapping) else [(path, value)]
+    return items
+
+
+def _listed(vector: VectorSpec) -> str:
+    return ", ".join(f"{name} [{unit}]" for name, unit in zip(vector.names, vector.units, strict=True))

@@ -1,0 +1,58 @@
+"""What an operator decides, resolved once before anything starts."""
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from policy_server.errors import StartupError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one server.
+
+    Attributes:
+        bundles: Folders of the bundles to serve.
+        default_policy: Name of the policy behind "/"; empty for the first bundle.
+        engine: An engine's name, or "auto".
+        threads: Threads per engine; 0 lets the engine's library choose.
+        host: Address to listen on.
+        port: Port to listen on; 0 lets the system choose.
+        api_keys: Keys that are let in; empty lets everybody in.
+        insecure: Allows an address beyond this machine without keys.
+        max_message_bytes: Largest message, on every door.
+        queue_capacity: Requests that may wait for one policy.
+        request_timeout_s: Longest time for one chunk when the robot sends no budget of its own.
+        drain_s: Longest wait for running requests at shutdown.
+        ignore_unknown_inputs: Ignores inputs that a policy does not have instead of refusing them.
+    """
+
+    bundles: tuple[Path, ...]
+    default_policy: str = ""
+    engine: str = "auto"
+    threads: int = 0
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    insecure: bool = False
+    max_message_bytes: int = 16 << 20
+    queue_capacity: int = 64
+    request_timeout_s: float = 10.0
+    drain_s: float = 10.0
+    ignore_unknown_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.bundles:
+            raise StartupError("no bundle to serve; name at least one folder, such as models/zoo/point-maze")
+        if not (self.api_keys or self.insecure or _is_loopback(self.host)):
+            raise StartupError(
+                f"{self.host} can be reached from other machines, and no API key is set. Set POLICY_SERVER_API_KEYS, "
+                "or pass --insecure if everybody who can reach this port may use the robot's policy"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

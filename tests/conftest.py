@@ -1,0 +1,160 @@
+"""What many tests need: a small bundle, and a server that runs for real."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from policy_models.beso.config import BesoConfig
+from policy_models.beso.network import make_denoiser
+from policy_models.normalizer import Normalizer, Statistics
+from policy_models.spec import CameraSpec, GoalSpec, PolicySpec, SamplerSpec, VectorSpec
+from policy_server.bundle import FORMAT, Bundle, Manifest
+from policy_server.export.bundle import DEFAULT_TOLERANCE, write_bundle
+
+REPOSITORY = Path(__file__).parent.parent
+ZOO = REPOSITORY / "models" / "zoo"
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A BESO bundle with random weights: chunks of 4, a window of 1."""
+    return _write_tiny(tmp_path_factory.mktemp("bundles") / "tiny", window=1, horizon=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_step_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A BESO bundle with random weights in upstream's configuration: one action, a window of 3."""
+    return _write_tiny(tmp_path_factory.mktemp("bundles") / "tiny-step", window=3, horizon=1)
+
+
+@pytest.fixture(scope="session")
+def camera_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle that holds its state and takes two cameras: one exact size, one resized."""
+    joints = VectorSpec(("shoulder", "elbow"), ("rad", "rad"))
+    spec = PolicySpec(
+        action=joints,
+        state=joints,
+        horizon=4,
+        step_s=0.05,
+        cameras=(CameraSpec("top", 48, 64), CameraSpec("wrist", 32, 32, "area")),
+    )
+    manifest = Manifest(FORMAT, "camera", "hold", "1", "Holds still.", "Apache-2.0", spec, tolerance={"f32": 0.0})
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "camera", manifest)
+
+
+def _write_tiny(path: Path, *, window: int, horizon: int) -> Bundle:
+    torch.manual_seed(0)
+    config = BesoConfig(4, 2, 16, 1, 2, goal_length=1, window=window, horizon=horizon, zeroed_goal_dims=(2, 3))
+    network = make_denoiser(config)
+    with torch.no_grad():  # weights of such a size that steps, guidance and goals all show in the actions
+        for parameter in network.parameters():
+            parameter.normal_(std=0.3)
+    spec = PolicySpec(
+        action=VectorSpec(("fx", "fy"), ("N", "N"), (-1.0, -1.0), (1.0, 1.0)),
+        state=VectorSpec(("x", "y", "vx", "vy"), ("m", "m", "m/s", "m/s")),
+        goal=GoalSpec("state", 1, required=False),
+        horizon=horizon,
+        step_s=0.05,
+        window=window,
+        sampler=SamplerSpec("ddim", "exponential", 3, 0.05, 1.0),
+    )
+    normalizer = Normalizer(
+        Statistics((0.1,) * 4, (1.1,) * 4, (-3.0,) * 4, (3.0,) * 4),
+        Statistics((0.0,) * 2, (0.3,) * 2, (-0.9,) * 2, (0.9,) * 2),
+    )
+    manifest = Manifest(
+        FORMAT, path.name, "beso", "1", "Random weights.", "Apache-2.0", spec, asdict(config), dict(DEFAULT_TOLERANCE)
+    )
+    return write_bundle(path, manifest, normalizer=normalizer, weights=network.state_dict())
+
+
+class RunningServer:
+    """A `policy-server serve` process of its own, reached over real sockets."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process = process
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.websocket_url = f"ws://127.0.0.1:{port}"
+
+    def stop(self, timeout_s: float = 15.0) -> int:
+        """Ask it to stop, as an operator would, and return its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """Pull the plug."""
+        self.process.kill()
+        self.process.wait()
+
+    def log(self) -> str:
+        """What it has logged so far; call after it ended."""
+        assert self.process.stdout is not None
+        return self.process.stdout.read()
+
+
+Launch = Callable[..., RunningServer]
+
+
+@pytest.fixture(scope="session")
+def server(tiny_bundle: Bundle, tiny_step_bundle: Bundle, camera_bundle: Bundle) -> Iterator[RunningServer]:
+    """One server for all tests that do not stop it: policies tiny (default), tiny-step and camera."""
+    with _launched(tiny_bundle.path, tiny_step_bundle.path, camera_bundle.path, "--engine", "onnx") as running:
+        yield running
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    """Start servers of one's own: launch(bundle_path, ..., "--option", "value", env={...})."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(_launched(*arguments, **options))
+
+
+@contextlib.contextmanager
+def _launched(*arguments: object, env: dict[str, str] | None = None) -> Iterator[RunningServer]:
+    port = _free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "policy_server", "serve", "--port", str(port), "--threads", "1", *map(str, arguments)],
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    running = RunningServer(process, port)
+    try:
+        _wait_until_ready(running)
+        yield running
+    finally:
+        if process.poll() is None:
+            running.kill()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _wait_until_ready(running: RunningServer, timeout_s: float = 60.0) -> None:
+    until_s = time.monotonic() + timeout_s
+    while time.monotonic() < until_s:
+        if running.process.poll() is not None:
+            raise RuntimeError(f"the server ended with {running.process.returncode}:\n{running.log()}")
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{running.url}/readyz", timeout=5).status_code == 200:
+                return
+        time.sleep(0.05)
+    raise RuntimeError("the server did not become ready")
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
