@@ -16,6 +16,10 @@ from policy_server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# Below this size of its graphs, a second thread gains a network under a tenth, and beside a busy neighbour it waits at
+# every barrier: medians rise two- to threefold (docs/benchmarks.md, chunk).
+_SMALL_BYTES = 32 << 20
+
 
 @dataclass(frozen=True)
 class LoadedEngine:
@@ -138,11 +142,17 @@ def _load_one(bundle: Bundle, case: GoldenCase, name: str, threads: int) -> Load
     if name not in ENGINES:
         raise EngineUnavailable(f"there is no engine {name!r}; there are: auto, {', '.join(ENGINES)}")
     try:
-        engine = ENGINES[name].make(bundle, threads)
+        engine = ENGINES[name].make(bundle, threads or _fitting_threads(bundle))
     except ImportError as error:
         raise EngineUnavailable(f"engine {name!r} is not installed ({error})") from error
     drift = check_golden(bundle.name, case, bundle.program, engine, bundle.manifest.tolerance)
     return LoadedEngine(engine, drift, _warm_up(bundle, case, engine))
+
+
+def _fitting_threads(bundle: Bundle) -> int:
+    """Return 1 for a small network, else 0: the library's own choice."""
+    size_bytes = sum(path.stat().st_size for path in bundle.graphs.values())
+    return 1 if size_bytes < _SMALL_BYTES else 0
 
 
 def _warm_up(bundle: Bundle, case: GoldenCase, engine: Engine, rounds: int = 20) -> float:

@@ -27,7 +27,9 @@ EngineName = Annotated[
     str,
     typer.Option(help='"auto" (the fastest that reproduces the golden case), onnx, openvino, openvino-bf16 or torch.'),
 ]
-Threads = Annotated[int, typer.Option(min=0, help="Threads per engine; 0 lets the engine choose.")]
+Threads = Annotated[
+    int, typer.Option(min=0, help="Threads per engine; 0 one for small networks, else what the engine likes.")
+]
 
 
 @app.command()

@@ -15,7 +15,7 @@ class Settings:
         bundles: Folders of the bundles to serve.
         default_policy: Name of the policy behind "/"; empty for the first bundle.
         engine: An engine's name, or "auto".
-        threads: Threads per engine; 0 lets the engine's library choose.
+        threads: Threads per engine; 0 takes one for small networks, else what the engine's library likes.
         host: Address to listen on.
         port: Port to listen on; 0 lets the system choose.
         api_keys: Keys that are let in; empty lets everybody in.

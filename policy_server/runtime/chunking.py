@@ -14,7 +14,7 @@ class ActionChunk:
         step_s: Time between consecutive actions.
         seed: What the random draws were seeded with.
         clamped: How many numbers the guard moved to their limit.
-        infer_ms: Inference itself.
+        infer_ms: Inference, with the wait for its turn.
     """
 
     actions: np.ndarray

@@ -1,5 +1,6 @@
 """What a request may ask for besides an answer."""
 
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -43,9 +44,9 @@ class RequestOptions(BaseModel):
         examples=[100],
     )
 
-    def sampling(self, default_seed: int) -> SamplingOptions:
-        """Return what the policy's program needs to know."""
-        seed = default_seed if self.seed is None else self.seed
+    def sampling(self) -> SamplingOptions:
+        """Return what the policy's program needs to know, with a fresh seed unless one was asked for."""
+        seed = secrets.randbits(63) if self.seed is None else self.seed
         return SamplingOptions(seed, self.steps, self.sampler, self.guidance)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from policy_models.program import Program
+from policy_models.spec import Observation, SamplingOptions
 from policy_server.engine.base import Engine
 from policy_server.runtime.chunking import ActionChunk
 from policy_server.runtime.deadline import Deadline
@@ -39,8 +40,14 @@ class PolicyRuntime:
             observation = await asyncio.to_thread(self._reader.read, raw)
         else:
             observation = self._reader.read(raw)
+        sampling = options.sampling()
+        with self.scheduler.place():
+            return await self._infer(session, observation, sampling, deadline)
+
+    async def _infer(
+        self, session: Session, observation: Observation, sampling: SamplingOptions, deadline: Deadline
+    ) -> ActionChunk:
         async with session.lock:
-            sampling = options.sampling(session.next_seed())
             started_at_s = time.monotonic()
             dialogue = self.program.infer(observation, session.memory, sampling)
             outcome = await self.scheduler.run(dialogue, deadline)

@@ -1,13 +1,9 @@
 """Sessions: one robot's episode each. Two sessions never touch."""
 
 import asyncio
-import itertools
-import secrets
 import time
 from collections import OrderedDict
 from typing import Any
-
-import numpy as np
 
 from policy_models.program import Program
 
@@ -15,19 +11,11 @@ from policy_models.program import Program
 class Session:
     """What one robot's episode has left behind so far."""
 
-    _counter = itertools.count(1)
-
     def __init__(self, program: Program) -> None:
-        self.id = f"{next(self._counter):x}-{secrets.token_hex(4)}"
         self.memory: Any = program.begin()
         self.lock = asyncio.Lock()  # requests of one session are answered one after the other
         self.used_at_s = time.monotonic()
         self._program = program
-        self._seeds = np.random.default_rng()
-
-    def next_seed(self) -> int:
-        """Return the seed of this session's next chunk."""
-        return int(self._seeds.integers(2**63))
 
     def reset(self) -> None:
         """Begin a new episode."""

@@ -1,4 +1,4 @@
-"""Both clients against a real websocket server: what they send, what they make of every kind of answer, and of none."""
+"""Both clients against a real websocket server: what they make of every kind of answer, and of none."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import asyncio
 import inspect
 import socket
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import pytest
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosedError
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+
 from policy_client import (
     AsyncPolicyClient,
     Backoff,
@@ -22,15 +27,9 @@ from policy_client import (
     pack,
     unpack,
 )
-from websockets.asyncio.server import serve
-from websockets.http11 import Request
-from websockets.server import ServerProtocol
 
 METADATA = {"policy": "beso", "step_s": 0.05, "horizon": 2}
-OBSERVATION = {
-    "observation/state": np.zeros(4, np.float32),
-    "images": {"front": np.zeros((2, 2, 3), np.uint8)},
-}
+OBSERVATION = {"state": np.zeros(4, np.float32)}
 QUICK = Backoff(first_s=0.01, longest_s=0.02)
 
 
@@ -64,40 +63,39 @@ async def make_client(request, monkeypatch):
 class Server:
     """A policy server whose every answer is written by the test.
 
-    `answer(frame, count)` returns the reply to the session's frame, b"" for none, or None to hang up.
+    `answer(frame, count)` returns the reply to the session's frame, b"" for none, or None to hang up without one.
     """
 
     def __init__(self, answer, metadata=METADATA):
         self.answer, self.metadata = answer, metadata
         self.url = ""
         self.requests = []
-        self.handshakes = []
+        self.connection = None
         self.sessions_begun = 0
-        self.sessions_ended = asyncio.Queue()
 
     async def session(self, connection):
+        self.connection = connection
         self.sessions_begun += 1
-        self.handshakes.append(connection.request)
         if self.metadata is not None:
             await connection.send(self.metadata if isinstance(self.metadata, str) else pack(self.metadata))
-        async for frame in connection:
-            self.requests.append(unpack(frame))
-            reply = self.answer(self.requests[-1], len(self.requests))
-            reply = await reply if inspect.isawaitable(reply) else reply
-            if reply is None:
-                break
-            if reply:
-                await connection.send(reply)
-            if reply == TRACEBACK or reply == FATAL:
-                await connection.close(1011, "Internal server error. Traceback included in previous frame.")
-        self.sessions_ended.put_nowait(None)
+        with suppress(ConnectionClosedError):
+            async for frame in connection:
+                self.requests.append(unpack(frame))
+                await self.reply(connection, self.answer(self.requests[-1], len(self.requests)))
+
+    async def reply(self, connection, reply):
+        reply = await reply if inspect.isawaitable(reply) else reply
+        if reply:
+            await connection.send(reply)
+        if reply in (None, TRACEBACK, REFUSAL):
+            await connection.close(1011, "Internal server error. Traceback included in previous frame.")
 
 
 @asynccontextmanager
 async def running(answer, metadata=METADATA, port=0, **options):
     server = Server(answer, metadata)
     async with serve(server.session, "127.0.0.1", port, compression=None, max_size=None, **options) as listening:
-        server.url = "ws://127.0.0.1:{}".format(listening.sockets[0].getsockname()[1])
+        server.url = f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
         yield server
 
 
@@ -110,7 +108,7 @@ def numbered(_request, count):
 
 
 TRACEBACK = "Traceback (most recent call last):\n  File \"policy.py\", line 1\nKeyError: 'state'\n"
-FATAL = "shape_mismatch: 'state' has shape (3,), expected (4,)"
+REFUSAL = "shape_mismatch: 'state' has shape (3,), expected (4,)"
 
 
 async def test_a_reply_becomes_a_chunk(make_client):
@@ -135,123 +133,40 @@ async def test_a_reply_becomes_a_chunk(make_client):
         assert client.metadata == METADATA
 
 
-async def test_the_observation_arrives_as_it_was_and_options_only_when_given(make_client):
+@pytest.mark.parametrize(("settings", "header"), [({"api_key": "secret"}, "Api-Key secret"), ({}, None)])
+async def test_the_handshake_carries_the_key_and_no_compression(make_client, settings, header):
     async with running(numbered) as server:
-        client = make_client(server.url)
-        await client.infer(OBSERVATION)
-        await client.infer(OBSERVATION, steps=4, seed=7, sampler=None)
-        plain, optioned = server.requests
-        np.testing.assert_equal(plain, OBSERVATION)
-        np.testing.assert_equal(optioned, {**OBSERVATION, "options": {"steps": 4, "seed": 7}})
+        await make_client(server.url, **settings).connect()
+        headers = server.connection.request.headers
+        assert headers.get("Authorization") == header
+        assert "Sec-WebSocket-Extensions" not in headers
 
 
-async def test_requests_that_make_no_sense_are_refused_before_they_are_sent(make_client):
-    client = make_client("ws://127.0.0.1:9")
-    with pytest.raises(TypeError, match=r"unknown options \['step'\], expected"):
-        await client.infer(OBSERVATION, step=4)
-    with pytest.raises(ValueError, match="'options', which is reserved"):
-        await client.infer({"options": {}}, steps=4)
-    with pytest.raises(ValueError, match="cannot send dtype complex128"):
-        await client.infer({"state": np.zeros(2, complex)})
-
-
-async def test_settings_that_cannot_be_right_are_refused_at_once(make_client):
-    with pytest.raises(ValueError, match="url is 'localhost:8000', expected one that starts with ws://"):
-        make_client("localhost:8000")
-    with pytest.raises(ValueError, match="step_s is 0, expected a positive number"):
-        make_client("ws://localhost:8000", step_s=0)
-
-
-async def test_the_handshake_carries_the_key_and_no_compression(make_client):
-    async with running(numbered) as server:
-        await make_client(server.url, api_key="secret").connect()
-        await make_client(server.url).connect()
-        with_key, without = (request.headers for request in server.handshakes)
-        assert with_key["Authorization"] == "Api-Key secret"
-        assert "Authorization" not in without
-        assert "Sec-WebSocket-Extensions" not in with_key
-
-
-def test_the_key_is_not_shown():
-    assert "secret" not in repr(PolicyClient("ws://localhost", api_key="secret"))
-
-
-@pytest.mark.parametrize(
-    ("reply_s", "metadata_s", "given_s", "wanted_s"),
-    [
-        (None, 0.05, None, 0.05),
-        (0.1, 0.05, None, 0.1),
-        (0.1, 0.05, 0.2, 0.2),
-        (np.float32(0.5), None, None, 0.5),
-    ],
-)
-async def test_step_s_is_the_one_given_or_the_replys_or_the_metadatas(
-    make_client, reply_s, metadata_s, given_s, wanted_s
-):
-    reply = {"actions": np.zeros((1, 1))} | ({"step_s": reply_s} if reply_s else {})
-    metadata = {"step_s": metadata_s} if metadata_s else {}
-    async with running(lambda *_: pack(reply), metadata) as server:
-        assert (await make_client(server.url, step_s=given_s).infer({})).step_s == wanted_s
-
-
-@pytest.mark.parametrize(
-    ("reply", "complaint"),
-    [
-        (b"\xc1", "the reply cannot be read: got bytes that are not"),
-        (pack([1]), "the reply is a list, expected a map"),
-        (pack({}), "'actions' is None, expected a numeric array"),
-        (pack({"actions": [[1.0]]}), r"'actions' is \[\[1.0\]\], expected a numeric array"),
-        (pack({"actions": np.array([["a"]])}), "'actions' is an array of <U1"),
-        (pack({"actions": np.zeros(8)}), r"'actions' has shape \(8,\), expected \(H, A\)"),
-        (pack({"actions": np.zeros((0, 8))}), r"'actions' has shape \(0, 8\)"),
-        (pack({"actions": np.array([[np.nan]])}), "not finite"),
-        (pack({"actions": np.array([[1e300]])}), "not finite"),
-        (pack({"actions": np.zeros((1, 1)), "step_s": "slow"}), "the server's step_s is 'slow'"),
-        (pack({"actions": np.zeros((1, 1)), "step_s": True}), "the server's step_s is True"),
-        (pack({"actions": np.zeros((1, 1)), "step_s": -0.1}), "the server's step_s is -0.1"),
-        (
-            pack({"actions": np.zeros((1, 1)), "step_s": None}),
-            "does not say its step_s, give step_s to the client",
-        ),
-    ],
-)
-async def test_a_reply_that_is_no_chunk_is_refused_and_ends_the_session(make_client, reply, complaint):
+@pytest.mark.parametrize(("reply", "code"), [(REFUSAL, "shape_mismatch"), (TRACEBACK, None)])
+async def test_an_error_is_reported_and_the_next_request_connects_again(make_client, reply, code):
     async with running(lambda _, count: reply if count == 1 else actions()) as server:
         client = make_client(server.url)
-        with pytest.raises(ProtocolError, match=complaint):
+        with pytest.raises(ServerError, match="'state'") as caught:
+            await client.infer(OBSERVATION)
+        assert caught.value.code == code
+        await client.infer(OBSERVATION)
+        assert server.sessions_begun == 2
+
+
+async def test_a_reply_that_is_no_chunk_is_refused_and_ends_the_session(make_client):
+    async with running(lambda _, count: pack([]) if count == 1 else actions()) as server:
+        client = make_client(server.url)
+        with pytest.raises(ProtocolError, match="the reply is a list, expected a map"):
             await client.infer(OBSERVATION)
         await client.infer(OBSERVATION)
         assert server.sessions_begun == 2
 
 
-async def test_a_typed_error_says_which_and_leaves_the_session_alive(make_client):
-    refusal = "overloaded: 32 requests are waiting, at most 32 may"
-    async with running(lambda _, count: refusal if count == 1 else actions()) as server:
+async def test_a_connection_that_ended_between_requests_is_made_again_unnoticed(make_client):
+    async with running(numbered) as server:
         client = make_client(server.url)
-        with pytest.raises(ServerError) as caught:
-            await client.infer(OBSERVATION)
-        assert caught.value.code == "overloaded"
-        assert caught.value.message == "32 requests are waiting, at most 32 may"
         await client.infer(OBSERVATION)
-        assert server.sessions_begun == 1
-
-
-async def test_a_typed_error_after_which_the_server_hangs_up_costs_only_the_session(make_client):
-    async with running(lambda _, count: FATAL if count == 1 else actions()) as server:
-        client = make_client(server.url)
-        with pytest.raises(ServerError, match="'state' has shape"):
-            await client.infer(OBSERVATION)
-        await server.sessions_ended.get()
-        await client.infer(OBSERVATION)
-        assert server.sessions_begun == 2
-
-
-async def test_a_traceback_has_no_code_and_the_next_request_connects_again(make_client):
-    async with running(lambda _, count: TRACEBACK if count == 1 else actions()) as server:
-        client = make_client(server.url)
-        with pytest.raises(ServerError, match="KeyError: 'state'") as caught:
-            await client.infer(OBSERVATION)
-        assert caught.value.code is None
+        await server.connection.close()
         await client.infer(OBSERVATION)
         assert server.sessions_begun == 2
 
@@ -277,6 +192,7 @@ async def test_a_stale_reply_is_never_taken_for_the_answer_to_a_later_request(ma
         client = make_client(server.url, request_timeout_s=0.2)
         with pytest.raises(RequestTimeout, match=r"no reply within 0\.2 s"):
             await client.infer({"n": 1})
+        client.client.request_timeout_s = 5.0
         late.set()
         assert (await client.infer({"n": 2})).actions[0, 0] == 2
         assert (await client.infer({"n": 3})).actions[0, 0] == 3
@@ -310,22 +226,25 @@ async def test_a_server_that_stops_reading_holds_nobody(make_client):
 
     done = asyncio.Event()
     async with await asyncio.start_server(reads_only_the_handshake, "127.0.0.1", 0) as server:
-        client = make_client("ws://127.0.0.1:{}".format(server.sockets[0].getsockname()[1]), request_timeout_s=0.3)
+        client = make_client(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", request_timeout_s=0.3)
         with pytest.raises(RequestTimeout, match=r"no reply within 0\.3 s"):
-            await client.infer({"image": np.zeros(64 << 20, np.uint8)})
+            await client.infer({"image": np.zeros(32 << 20, np.uint8)})
         done.set()
 
 
 async def test_a_refused_upgrade_is_not_tried_again_and_says_what_the_server_said(make_client):
-    async with running(
-        numbered, process_request=lambda c, r: refusals.append(r) or c.respond(401, "no such key\n")
-    ) as s:
-        refusals = []
-        client = make_client(s.url, api_key="wrong")
+    refused = []
+
+    def refuse(connection, request):
+        refused.append(request.path)
+        return connection.respond(401, "no such key\n")
+
+    async with running(numbered, process_request=refuse) as server:
+        client = make_client(server.url, api_key="wrong")
         with pytest.raises(ConnectFailed, match=r"cannot connect to ws://.*: HTTP 401: no such key$") as caught:
             await client.connect()
         assert caught.value.status == 401
-        assert len(refusals) == 1
+        assert refused == ["/"]
 
 
 async def test_a_server_that_is_still_starting_is_tried_until_it_is_ready(make_client):
@@ -351,14 +270,14 @@ async def test_a_server_that_comes_up_late_is_waited_for(make_client):
 
 async def test_a_server_that_never_comes_up_is_given_up_with_the_last_failure(make_client):
     client = make_client(f"ws://127.0.0.1:{free_port()}", connect_timeout_s=0.2)
-    with pytest.raises(ConnectFailed, match=r"within 0\.2 s and \d+ attempts; the last failure: .*(Errno 111|refused)"):
+    with pytest.raises(ConnectFailed, match=r"within 0\.2 s and \d+ attempts; the last failure: \w+Error: "):
         await client.connect()
 
 
 async def test_metadata_that_never_arrives_is_not_waited_for_for_ever(make_client):
     async with running(numbered, metadata=None) as server:
-        client = make_client(server.url, connect_timeout_s=0.2)
-        with pytest.raises(ConnectFailed, match=r"the last failure: RequestTimeout: no metadata within 0\.2 s"):
+        client = make_client(server.url, connect_timeout_s=0.5)
+        with pytest.raises(ConnectFailed, match=r"the last failure: RequestTimeout: no metadata within 0\.5 s"):
             await client.connect()
 
 
@@ -377,13 +296,6 @@ async def test_a_reset_speaks_roboarenas_dialect_and_keeps_the_session(make_clie
         assert server.requests[-1] == {"endpoint": "reset"}
         await client.infer(OBSERVATION)
         assert server.sessions_begun == 1
-
-
-@pytest.mark.parametrize(("reply", "error"), [(TRACEBACK, ServerError), (actions(), ProtocolError)])
-async def test_a_server_that_knows_no_reset_is_reported(make_client, reply, error):
-    async with running(lambda *_: reply) as server:
-        with pytest.raises(error):
-            await make_client(server.url).reset()
 
 
 async def test_closing_ends_the_request_in_progress_and_forbids_others_until_connected_again(make_client):
@@ -408,12 +320,19 @@ async def test_closing_ends_the_request_in_progress_and_forbids_others_until_con
 
 
 async def test_closing_ends_the_wait_for_a_server(make_client):
-    client = make_client(f"ws://127.0.0.1:{free_port()}", connect_timeout_s=60.0)
-    connecting = asyncio.create_task(client.connect())
-    await asyncio.sleep(0.05)
-    await client.close()
-    with pytest.raises(ConnectionLost, match="this client is closed"):
-        await connecting
+    asked = asyncio.Event()
+
+    def not_ready(connection, _request):
+        asked.set()
+        return connection.respond(503, "warming up\n")
+
+    async with running(numbered, process_request=not_ready) as server:
+        client = make_client(server.url, connect_timeout_s=60.0)
+        connecting = asyncio.create_task(client.connect())
+        await asked.wait()
+        await client.close()
+        with pytest.raises(ConnectionLost, match="this client is closed"):
+            await connecting
 
 
 async def test_a_cancelled_request_leaves_no_reply_behind(monkeypatch):

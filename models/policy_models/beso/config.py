@@ -24,6 +24,8 @@ class BesoConfig:
         zeroed_goal_dims: Goal dimensions set to 0 after scaling: what a goal does not prescribe.
     """
 
+    __pydantic_config__ = {"extra": "forbid"}
+
     state_width: int
     action_width: int
     width: int

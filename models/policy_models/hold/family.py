@@ -15,6 +15,8 @@ from policy_models.spec import Observation, PolicySpec, SamplingOptions
 class Config:
     """Nothing to configure."""
 
+    __pydantic_config__ = {"extra": "forbid"}
+
 
 class HoldProgram:
     """Repeats the first A numbers of the state, H times."""
