@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -82,8 +83,9 @@ def _write_tiny(path: Path, *, window: int, horizon: int) -> Bundle:
 class RunningServer:
     """A `policy-server serve` process of its own, reached over real sockets."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process = process
+        self._log = log
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.websocket_url = f"ws://127.0.0.1:{port}"
@@ -99,9 +101,8 @@ class RunningServer:
         self.process.wait()
 
     def log(self) -> str:
-        """What it has logged so far; call after it ended."""
-        assert self.process.stdout is not None
-        return self.process.stdout.read()
+        """What it has logged so far."""
+        return self._log.read_text()
 
 
 Launch = Callable[..., RunningServer]
@@ -124,22 +125,19 @@ def launch() -> Iterator[Launch]:
 @contextlib.contextmanager
 def _launched(*arguments: object, env: dict[str, str] | None = None) -> Iterator[RunningServer]:
     port = _free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "policy_server", "serve", "--port", str(port), "--threads", "1", *map(str, arguments)],
-        env={**os.environ, **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    running = RunningServer(process, port)
-    try:
-        _wait_until_ready(running)
-        yield running
-    finally:
-        if process.poll() is None:
-            running.kill()
-        assert process.stdout is not None
-        process.stdout.close()
+    command = [sys.executable, "-m", "policy_server", "serve", "--port", str(port), "--threads", "1"]
+    # A file and not a pipe: nobody reads along, and a full pipe would stop the server.
+    with tempfile.NamedTemporaryFile() as log:
+        process = subprocess.Popen(
+            [*command, *map(str, arguments)], env={**os.environ, **(env or {})}, stdout=log, stderr=subprocess.STDOUT
+        )
+        running = RunningServer(process, port, Path(log.name))
+        try:
+            _wait_until_ready(running)
+            yield running
+        finally:
+            if process.poll() is None:
+                running.kill()
 
 
 def _wait_until_ready(running: RunningServer, timeout_s: float = 60.0) -> None:

@@ -7,7 +7,7 @@ writes an animation and a plot of the paths.
 import argparse
 import contextlib
 import logging
-import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,27 +25,18 @@ from policy_sim.point_maze import PointMaze
 
 logger = logging.getLogger(__name__)
 
-_LISTENING = re.compile(r"running on http://([\d.]+:\d+)")
-
 
 @contextlib.contextmanager
 def local_server(bundle: Path) -> Iterator[str]:
-    """Run `policy-server serve` on a free port while the context lasts; yields its websocket address.
-
-    Raises:
-        RuntimeError: It did not start; the message holds what it said.
-    """
-    command = [sys.executable, "-m", "policy_server", "serve", str(bundle), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        said = []
+    """Run `policy-server serve` on a free port while the context lasts; yields its websocket address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with subprocess.Popen(
+        [sys.executable, "-m", "policy_server", "serve", str(bundle), "--port", str(port)]
+    ) as process:
         try:
-            for line in process.stdout:
-                said.append(line)
-                if found := _LISTENING.search(line):
-                    yield f"ws://{found[1]}"
-                    return
-            raise RuntimeError(f"the server did not start:\n{''.join(said)}")
+            yield f"ws://127.0.0.1:{port}"  # the client waits for a server that is not up yet
         finally:
             process.terminate()
 
@@ -57,7 +48,7 @@ def drive(url: str, *, episodes: int, seed: int, execute: int) -> tuple[list[Epi
         The episodes; and for every step of each, the path that the chunk being played would take, (H + 1, 2).
     """
     env, driven, plans = PointMaze(), [], []
-    with PolicyClient(url) as client:
+    with PolicyClient(url, connect_timeout_s=60) as client:
         for number, task in enumerate(tqdm(held_out_tasks(episodes, seed), desc="episodes")):
             controller = ChunkedController(ours(client, number), execute=execute)
             episode = run_episode(env, controller, start=task.start, goal=task.goal)

@@ -1,6 +1,7 @@
 """The gateway: one ASGI application over the loaded policies."""
 
 from fastapi import FastAPI, Request, WebSocket
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -25,7 +26,8 @@ Observations in, chunks of future actions out.
 
 def create_app(catalog: Catalog, settings: Settings, traffic: Traffic) -> FastAPI:
     """Return the application; the caller keeps and closes the catalog."""
-    app = FastAPI(title="Robot policy server", version=__version__, description=_DESCRIPTION)
+    # Like FastAPI(), with the scripts of its pages on board: robots often live where no internet is.
+    app = FastAPIOffline(title="Robot policy server", version=__version__, description=_DESCRIPTION, redoc_url=None)
     if settings.api_keys:
         app.add_middleware(ApiKeys, keys=settings.api_keys)
     app.include_router(make_router(catalog, traffic, settings.max_message_bytes))

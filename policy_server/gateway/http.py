@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from policy_client.codec import DecodeError, pack, unpack
@@ -165,10 +166,13 @@ async def _read_request(request: Request, limit_bytes: int) -> tuple[ActRequest,
     if announced_bytes > limit_bytes:
         raise MessageTooBig(announced_bytes, limit_bytes)
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit_bytes:
-            raise MessageTooBig(None, limit_bytes)
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > limit_bytes:
+                raise MessageTooBig(None, limit_bytes)
+    except ClientDisconnect as error:  # nobody hears this answer, but it is no failure of ours
+        raise MalformedMessage("the connection broke before the body was complete") from error
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     raw: Any
     if media_type in _MSGPACK:
