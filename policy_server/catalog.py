@@ -9,7 +9,7 @@ from typing import Any
 
 from policy_server.bundle import Bundle, load_bundle
 from policy_server.engine.base import ENGINES, Engine
-from policy_server.errors import BundleInvalid, EngineUnavailable, GoldenDrift, UnknownPolicy
+from policy_server.errors import BundleInvalid, EngineUnavailable, GoldenDrift, StartupError, UnknownPolicy
 from policy_server.golden import GoldenCase, check_golden
 from policy_server.runtime.policy import PolicyRuntime
 from policy_server.settings import Settings
@@ -120,17 +120,18 @@ def load_engine(bundle: Bundle, requested: str, threads: int) -> LoadedEngine:
     if requested != "auto":
         return _load_one(bundle, case, requested, threads)
     rivals: list[LoadedEngine] = []
+    refusals: list[StartupError] = []
     # The oracle is there for comparison; it is never the fastest, and importing torch takes seconds.
-    for name in ENGINES.keys() - {"torch"}:
+    for name in (name for name in ENGINES if name != "torch"):
         if ENGINES[name].precision in bundle.manifest.tolerance:
             try:
                 rivals.append(_load_one(bundle, case, name, threads))
             except (EngineUnavailable, GoldenDrift) as error:
                 logger.info("%s: not using %s: %s", bundle.name, name, error)
+                refusals.append(error)
     if not rivals:
-        raise EngineUnavailable(
-            f"no engine can run {bundle.name!r} on this machine; install one: pip install 'robot-policy-server[onnx]'"
-        )
+        reasons = "; ".join(map(str, refusals)) or "its tolerance names no precision"
+        raise EngineUnavailable(f"no engine can run {bundle.name!r} on this machine: {reasons}")
     best = min(rivals, key=lambda rival: rival.chunk_ms)
     for rival in rivals:
         if rival is not best:
@@ -144,7 +145,14 @@ def _load_one(bundle: Bundle, case: GoldenCase, name: str, threads: int) -> Load
     try:
         engine = ENGINES[name].make(bundle, threads or _fitting_threads(bundle))
     except ImportError as error:
-        raise EngineUnavailable(f"engine {name!r} is not installed ({error})") from error
+        extra = name.partition("-")[0]
+        raise EngineUnavailable(
+            f"engine {name!r} is not installed ({error}); pip install 'robot-policy-server[{extra}]'"
+        ) from error
+    except StartupError:
+        raise
+    except Exception as error:  # every library has its own classes for a graph that it cannot read
+        raise EngineUnavailable(f"engine {name!r} cannot load {bundle.name!r}: {error}") from error
     drift = check_golden(bundle.name, case, bundle.program, engine, bundle.manifest.tolerance)
     return LoadedEngine(engine, drift, _warm_up(bundle, case, engine))
 

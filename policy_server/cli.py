@@ -215,7 +215,8 @@ def _or_explain(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
     try:
         return function(*args, **kwargs)
     except StartupError as error:
-        typer.secho(f"policy-server: {error}", fg="red", err=True)
+        # Some libraries explain themselves in many lines.
+        typer.secho(f"policy-server: {' '.join(str(error).split())}", fg="red", err=True)
         raise typer.Exit(2) from error
 
 

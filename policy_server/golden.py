@@ -7,6 +7,7 @@ and `actions`, the chunk that the network gave in torch float32 when the bundle 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class GoldenCase:
                 self._arrays: Mapping[str, np.ndarray] = dict(arrays)
             self.seed = int(self._arrays["seed"])
             self.actions = self._arrays["actions"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise BundleInvalid(f"{path} is not a golden case: {error}") from error
 
     def observation(self) -> Observation:

@@ -1,5 +1,6 @@
 """Playing action chunks in closed loop, as openpi's chunk broker does: ask, play the first actions, ask again."""
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ class ChunkedController:
 
     Attributes:
         chunks: Every chunk that was asked for, (H, 2) each, with the control step of its observation.
+        waits_ms: How long each of them was waited for.
     """
 
     def __init__(self, infer: Infer, *, execute: int) -> None:
@@ -22,11 +24,14 @@ class ChunkedController:
         self._played = 0
         self._step = 0
         self.chunks: list[tuple[int, np.ndarray]] = []
+        self.waits_ms: list[float] = []
 
     def __call__(self, state: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Return the action due now, (2,)."""
         if self._played == min(self._execute, len(self._chunk)):
+            asked_at_s = time.perf_counter()
             self._chunk = self._infer(maze_observation(state, goal))
+            self.waits_ms.append(1e3 * (time.perf_counter() - asked_at_s))
             self._played = 0
             self.chunks.append((self._step, self._chunk))
         action: np.ndarray = self._chunk[self._played]

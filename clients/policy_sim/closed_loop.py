@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,7 +20,15 @@ from policy_sim.episode import Episode, held_out_tasks, run_episode
 from policy_sim.point_maze import PointMaze
 
 
-def drive_tasks(new_infer: Callable[[int], Infer], *, tasks: int, seed: int, execute: int) -> list[Episode]:
+@dataclass(frozen=True)
+class Drives:
+    """What came of a set of tasks: an episode for each, and how long every chunk was waited for."""
+
+    episodes: list[Episode]
+    waits_ms: list[float]
+
+
+def drive_tasks(new_infer: Callable[[int], Infer], *, tasks: int, seed: int, execute: int) -> Drives:
     """Drive every held-out task.
 
     Args:
@@ -29,11 +38,12 @@ def drive_tasks(new_infer: Callable[[int], Infer], *, tasks: int, seed: int, exe
         execute: Actions played of each chunk.
     """
     env = PointMaze()
-    episodes = []
+    drives = Drives([], [])
     for number, task in enumerate(tqdm(held_out_tasks(tasks, seed), desc="episodes", file=sys.stderr)):
         controller = ChunkedController(new_infer(number), execute=execute)
-        episodes.append(run_episode(env, controller, start=task.start, goal=task.goal))
-    return episodes
+        drives.episodes.append(run_episode(env, controller, start=task.start, goal=task.goal))
+        drives.waits_ms.extend(controller.waits_ms)
+    return drives
 
 
 def chunk_seed(task: int, chunk: int) -> int:
@@ -90,16 +100,17 @@ def main() -> None:
 
     options = {"tasks": arguments.tasks, "seed": arguments.seed, "execute": arguments.execute}
     if arguments.client == "openpi":
-        episodes = drive_tasks(openpi(arguments.url), **options)
+        drives = drive_tasks(openpi(arguments.url), **options)
     else:
         with PolicyClient(arguments.url) as client:
-            episodes = drive_tasks(lambda task: ours(client, task), **options)
+            drives = drive_tasks(lambda task: ours(client, task), **options)
     json.dump(
         {
             "client": arguments.client,
             **options,
-            "success": [episode.reached for episode in episodes],
-            "steps": [episode.steps for episode in episodes],
+            "success": [episode.reached for episode in drives.episodes],
+            "steps": [episode.steps for episode in drives.episodes],
+            "waits_ms": drives.waits_ms,
         },
         sys.stdout,
     )

@@ -2,12 +2,14 @@
 
 import gc
 import logging
+import socket
 import time
 from types import FrameType
 
 import uvicorn
 
 from policy_server.catalog import load_catalog
+from policy_server.errors import StartupError
 from policy_server.gateway.app import create_app
 from policy_server.gateway.traffic import Traffic
 from policy_server.settings import Settings
@@ -40,6 +42,7 @@ class DrainingServer(uvicorn.Server):
 
 def serve(settings: Settings) -> None:
     """Load the policies, then serve until told to stop; raises StartupError if they cannot be served."""
+    _check_address(settings.host, settings.port)
     catalog = load_catalog(settings)
     traffic = Traffic()
     config = uvicorn.Config(
@@ -63,3 +66,14 @@ def serve(settings: Settings) -> None:
         DrainingServer(config, traffic, settings.drain_s).run()
     finally:
         catalog.close()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise StartupError if nobody can listen there: better now than after the policies were loaded."""
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise StartupError(f"cannot listen on {host}:{port}: {error.strerror}") from error

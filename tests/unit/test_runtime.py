@@ -1,0 +1,183 @@
+"""The parts between a checked observation and a chunk, each alone."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policy_models.program import GraphCall, Outcome
+from policy_models.spec import VectorSpec
+from policy_server.errors import DeadlineExceeded, InvalidOption, NonFiniteActions, Overloaded, StartupError
+from policy_server.runtime.deadline import Deadline
+from policy_server.runtime.guard import Guard
+from policy_server.runtime.options import read_options
+from policy_server.runtime.sampling import drive
+from policy_server.runtime.scheduler import Scheduler
+from policy_server.runtime.session import Sessions
+from policy_server.settings import Settings
+
+
+class CountingEngine:
+    """Answers every call with its inputs, and counts."""
+
+    name, precision = "counting", "f32"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def run(self, graph, inputs):
+        self.calls += 1
+        return inputs
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def _dialogue(steps: int, after_each=lambda: None):
+    for _ in range(steps):
+        yield GraphCall("denoise", {"x": np.zeros(1)})
+        after_each()
+    return Outcome(np.ones((2, 2), dtype=np.float32), memory="kept")
+
+
+def test_a_dialogue_is_driven_to_its_end() -> None:
+    engine = CountingEngine()
+    outcome = drive(_dialogue(5), engine)
+    assert engine.calls == 5
+    assert outcome.memory == "kept"
+
+
+def test_a_dialogue_without_questions_needs_no_engine() -> None:
+    assert drive(_dialogue(0), CountingEngine()).memory == "kept"
+
+
+def test_steps_after_the_deadline_are_never_computed() -> None:
+    engine = CountingEngine()
+    with pytest.raises(DeadlineExceeded):
+        drive(_dialogue(100, after_each=lambda: time.sleep(0.01)), engine, Deadline.after(0.05))
+    assert 1 <= engine.calls < 100
+
+
+def test_a_request_past_its_deadline_is_refused_before_anything_is_computed() -> None:
+    engine = CountingEngine()
+    with pytest.raises(DeadlineExceeded):
+        drive(_dialogue(3), engine, Deadline.after(-1))
+    assert engine.calls == 0
+
+
+async def test_a_full_queue_refuses_at_once_and_empties_again() -> None:
+    scheduler = Scheduler("test", CountingEngine(), capacity=2)
+    with (
+        scheduler.place(),
+        scheduler.place(),
+        pytest.raises(Overloaded, match="2 requests already wait"),
+        scheduler.place(),
+    ):
+        pass
+    with scheduler.place():
+        assert (await scheduler.run(_dialogue(1), Deadline.after(10))).memory == "kept"
+    assert scheduler.waiting == 0
+    scheduler.close()
+
+
+LIMITED = VectorSpec(("a", "b"), ("rad", "rad"), (-1.0, 0.0), (1.0, 0.5))
+
+
+@given(st.lists(st.tuples(*[st.floats(-1e6, 1e6, width=32)] * 2), min_size=1, max_size=8))
+def test_the_guard_lets_nothing_past_the_limits_and_counts_what_it_moved(rows) -> None:
+    actions = np.array(rows, dtype=np.float32)
+    guarded, moved = Guard("p", LIMITED).check(actions)
+    assert (guarded >= np.float32(LIMITED.low)).all()
+    assert (guarded <= np.float32(LIMITED.high)).all()
+    assert moved == np.count_nonzero(guarded != actions)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_guard_withholds_a_chunk_with_any_number_that_is_none(bad: float) -> None:
+    actions = np.zeros((4, 2), dtype=np.float32)
+    actions[3, 1] = bad
+    with pytest.raises(NonFiniteActions, match="policy 'p' produced actions that are not finite"):
+        Guard("p", LIMITED).check(actions)
+
+
+def test_actions_without_limits_pass_as_they_are() -> None:
+    actions = np.float32([[1e9, -1e9]])
+    guarded, moved = Guard("p", VectorSpec(("a", "b"), ("", ""))).check(actions)
+    np.testing.assert_array_equal(guarded, actions)
+    assert moved == 0
+
+
+class _Remembering:
+    """A program whose memories are told apart."""
+
+    def begin(self):
+        return object()
+
+
+def test_named_sessions_are_kept_until_there_are_too_many() -> None:
+    sessions = Sessions(_Remembering(), capacity=2)
+    first = sessions.get("first")
+    sessions.get("second")
+    assert sessions.get("first") is first
+    sessions.get("third")  # pushes out the one that was used longest ago
+    assert sessions.get("first") is first
+    assert len(sessions) == 2
+
+
+def test_a_session_that_was_idle_for_too_long_begins_anew() -> None:
+    sessions = Sessions(_Remembering(), idle_s=-1)
+    assert sessions.get("robot") is not sessions.get("robot")
+
+
+def test_a_session_is_forgotten_when_asked_to() -> None:
+    sessions = Sessions(_Remembering())
+    before = sessions.get("robot")
+    assert sessions.forget("robot")
+    assert not sessions.forget("robot")
+    assert sessions.get("robot") is not before
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"steps": 0}, "options.steps"),
+        ({"steps": 201}, "options.steps"),
+        ({"steps": "many"}, "options.steps"),
+        ({"guidance": float("nan")}, "options.guidance"),
+        ({"guidance": -1}, "options.guidance"),
+        ({"seed": -1}, "options.seed"),
+        ({"seed": 2**63}, "options.seed"),
+        ({"budget_ms": 0}, "options.budget_ms"),
+        ({"sampler": "magic"}, "there is no sampler 'magic'"),
+        ({"spets": 3}, "options.spets"),
+        ([3], "'options' is list, expected a map"),
+    ],
+)
+def test_an_option_out_of_range_is_named(raw, message: str) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        read_options(raw)
+
+
+def test_left_out_options_are_the_policys_own() -> None:
+    assert read_options(None) == read_options({})
+    assert read_options({"steps": 3}).sampling().steps == 3
+
+
+def test_every_chunk_has_a_fresh_seed_unless_one_was_asked_for() -> None:
+    assert read_options(None).sampling().seed != read_options(None).sampling().seed
+    assert read_options({"seed": 7}).sampling().seed == 7
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "robot.local"])
+def test_a_server_that_others_can_reach_needs_keys(host: str, tmp_path) -> None:
+    with pytest.raises(StartupError, match="no API key is set"):
+        Settings(bundles=(tmp_path,), host=host)
+    Settings(bundles=(tmp_path,), host=host, api_keys=("secret",))
+    Settings(bundles=(tmp_path,), host=host, insecure=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.1.2.3"])
+def test_loopback_needs_none(host: str, tmp_path) -> None:
+    assert Settings(bundles=(tmp_path,), host=host).api_keys == ()
