@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 
 from policy_models.program import Graph
@@ -37,6 +38,17 @@ def export_graphs(graphs: Mapping[str, Graph], folder: Path) -> None:
                 verbose=False,
                 optimize=True,
             )
+        _forget_origin(folder / f"{name}.onnx")
+
+
+def _forget_origin(path: Path) -> None:
+    """Remove what the exporter notes about every node: stack traces with the paths of this machine."""
+    model = onnx.load(path)
+    graph = model.graph
+    for described in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del described.metadata_props[:]
+        described.doc_string = ""
+    onnx.save(model, path)
 
 
 class _ByName(torch.nn.Module):
