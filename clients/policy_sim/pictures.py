@@ -47,7 +47,7 @@ def plot_paths(
     """
     figure = Figure(figsize=(6.4, 6.2), dpi=140, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    _draw_maze(axes, goals=[episode.goal for episode in episodes])
+    _draw_maze(axes, goals=list(np.unique([episode.goal for episode in episodes], axis=0)))
     paths = [episode.states[:, :2] for episode in episodes]
     if colour_by == "time":
         segments = np.concatenate([np.stack([points[:-1], points[1:]], axis=1) for points in paths])

@@ -29,7 +29,9 @@ GUIDANCES = (0.0, 1.0, 1.5, 2.0)
 PICTURED = 40  # drives in each half of the picture
 
 _JUNCTION, _FAR_GOAL = (3, 4), (6, 1)  # cells: three ways lead away from the first, two of them to the second
-_ENDLESS_STEPS = 100
+_ENDLESS_STEPS = 200
+# Measured from rest over 5 s, goal-free drives get 0.76 m away at 3 denoising steps and 1.23 m at 30.
+_GOAL_FREE_DENOISING_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -191,12 +193,15 @@ def draw_goal_free(policy: Policy, fleet: Fleet, path: Path) -> None:
     """Save a picture of drives from one junction: goal-free on the left, towards a goal on the right."""
     start, goal = (GRID.centre_of(cell).astype(np.float32) for cell in (_JUNCTION, _FAR_GOAL))
     tasks = [Task(start, goal)] * PICTURED
-    steps = policy.program.sampler.steps
-    free = fleet.drive(policy, tasks, steps=steps, guidance=0.0, limit_steps=_ENDLESS_STEPS, endless=True)
+    steps, many = policy.program.sampler.steps, _GOAL_FREE_DENOISING_STEPS
+    free = fleet.drive(policy, tasks, steps=many, guidance=0.0, limit_steps=_ENDLESS_STEPS, endless=True)
     towards = fleet.drive(policy, tasks, steps=steps)
     panels = []
-    for episodes, how in ((free, "goal-free (λ = 0), the goal is not told"), (towards, "told the goal (λ = 1)")):
-        plot_paths(episodes, path, title=f"{PICTURED} drives, {how}")
+    for episodes, title in (
+        (free, f"{PICTURED} drives not told the goal (λ = 0, {many} denoising steps)"),
+        (towards, f"{PICTURED} drives told the goal (λ = 1, {steps} denoising steps)"),
+    ):
+        plot_paths(episodes, path, title=title)
         panels.append(Image.open(path).convert("RGB"))
     picture = Image.new("RGB", (sum(panel.width for panel in panels), panels[0].height), "white")
     for i, panel in enumerate(panels):

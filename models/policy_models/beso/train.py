@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if options.picture:
         draw_goal_free(policy, fleet, options.picture)
-    write_bundle(options.out, recipe, normalizer, weights, results)
+    write_bundle(options.out, options.name, normalizer, weights, results)
     logger.info("%s", json.dumps(results, indent=2))
 
 
@@ -197,13 +197,14 @@ def train(
 
 
 def write_bundle(
-    out: Path, recipe: Recipe, normalizer: Normalizer, weights: Mapping[str, Tensor], results: Mapping[str, Any]
+    out: Path, name: str, normalizer: Normalizer, weights: Mapping[str, Tensor], results: Mapping[str, Any]
 ) -> None:
-    """Make `out` a bundle of the policy that the server can load."""
+    """Make `out` a bundle that the server can load, of the recipe called `name`."""
     from policy_server.bundle import FORMAT, Manifest
     from policy_server.export.bundle import DEFAULT_TOLERANCE
     from policy_server.export.bundle import write_bundle as write
 
+    recipe = RECIPES[name]
     manifest = Manifest(
         format=FORMAT,
         name=out.name,
@@ -215,7 +216,7 @@ def write_bundle(
         config=asdict(recipe.config),
         tolerance=dict(DEFAULT_TOLERANCE),
         provenance={
-            "trained_by": f"python -m policy_models.beso.train {out.name}",
+            "trained_by": f"python -m policy_models.beso.train {name}",
             "data": "play of a scripted expert in gymnasium-robotics PointMaze_Medium-v3, policy_sim.play",
             "paper": "Reuss et al. 2023, arXiv:2304.02532",
         },
