@@ -61,7 +61,8 @@ class Normalizer:
         """Scale states, (..., S), to the network's units; float32."""
         if self.state_scaling == "none":
             return np.asarray(state, dtype=np.float32)
-        return ((state - np.asarray(self.state.mean)) / (np.asarray(self.state.std) + _TINY)).astype(np.float32)
+        mean, spread = self._state_affine
+        return ((state - mean) / spread).astype(np.float32)
 
     def normalize_action(self, action: np.ndarray) -> np.ndarray:
         """Scale actions, (..., A), to the network's units; float32."""
@@ -76,8 +77,11 @@ class Normalizer:
     def clip_action(self, action: np.ndarray) -> np.ndarray:
         """Clip normalised actions, (..., A), to their bounds times `clip`; float32."""
         low, high = self._bounds
-        # As upstream does it, the factor multiplies the bounds: one on the "wrong" side of zero gets tighter.
-        return np.clip(action, low * self.clip, high * self.clip).astype(np.float32)
+        return np.clip(action, low, high).astype(np.float32)
+
+    @cached_property
+    def _state_affine(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(self.state.mean), np.asarray(self.state.std) + _TINY
 
     @cached_property
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
@@ -91,4 +95,5 @@ class Normalizer:
     @cached_property
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         offset, scale = self._affine
-        return (np.asarray(self.action.min) - offset) / scale, (np.asarray(self.action.max) - offset) / scale
+        # As upstream does it, the factor multiplies the bounds: one on the "wrong" side of zero gets tighter.
+        return tuple((np.asarray(bound) - offset) / scale * self.clip for bound in (self.action.min, self.action.max))

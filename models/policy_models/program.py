@@ -37,11 +37,13 @@ class Graph:
         module: A torch module in evaluation mode; it takes the inputs in their order here.
         inputs: Example tensors of batch 2 by name; their first axis is the dynamic batch.
         outputs: Names of what it returns, in order.
+        exported: The same function in the form that compiles best, if that is not `module` itself.
     """
 
     module: Any
     inputs: Mapping[str, Any]
     outputs: tuple[str, ...]
+    exported: Any = None
 
 
 @dataclass(frozen=True)

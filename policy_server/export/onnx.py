@@ -26,7 +26,7 @@ def export_graphs(graphs: Mapping[str, Graph], folder: Path) -> None:
             # torch 2.13 calls deprecated parts of its own from inside the exporter.
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _ByName(graph.module),
+                _ByName(graph.exported or graph.module),
                 kwargs={"inputs": dict(graph.inputs)},
                 f=str(folder / f"{name}.onnx"),
                 input_names=list(graph.inputs),

@@ -1,12 +1,14 @@
 """The gateway: one ASGI application over the loaded policies."""
 
-from fastapi import FastAPI, Request, WebSocket
+from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import WebSocketRoute
+from starlette.types import Receive, Scope, Send
 
 from policy_server import __version__
-from policy_server.catalog import Catalog
+from policy_server.catalog import Catalog, LoadedPolicy
 from policy_server.errors import PolicyServerError, Unavailable
 from policy_server.gateway.auth import ApiKeys
 from policy_server.gateway.http import make_router
@@ -32,22 +34,8 @@ def create_app(catalog: Catalog, settings: Settings, traffic: Traffic) -> FastAP
         app.add_middleware(ApiKeys, keys=settings.api_keys)
     app.include_router(make_router(catalog, traffic, settings.max_message_bytes))
 
-    @app.websocket("/v1/policies/{name}/openpi")
-    async def named_policy(websocket: WebSocket, name: str) -> None:
-        try:
-            policy = catalog[name]
-        except PolicyServerError as error:
-            await websocket.send_denial_response(_error_response(error))
-            return
-        await serve_openpi(websocket, policy, traffic)
-
-    @app.websocket("/{path:path}")
-    async def default_policy(websocket: WebSocket, path: str) -> None:
-        # openpi's server takes any path, and some robots send one; but a misspelt policy must not get another one.
-        if path.startswith("v1/"):
-            await websocket.send_denial_response(_error_response(HTTPException(404, f"there is nothing at /{path}")))
-            return
-        await serve_openpi(websocket, catalog[catalog.default], traffic)
+    door = _OpenpiDoor(catalog, traffic)
+    app.router.routes += [WebSocketRoute("/v1/policies/{name}/openpi", door), WebSocketRoute("/{path:path}", door)]
 
     @app.exception_handler(PolicyServerError)
     @app.exception_handler(HTTPException)
@@ -56,6 +44,29 @@ def create_app(catalog: Catalog, settings: Settings, traffic: Traffic) -> FastAP
         return _error_response(error)
 
     return app
+
+
+class _OpenpiDoor:
+    """The ASGI application behind every websocket: finds the policy, then lets its protocol speak."""
+
+    def __init__(self, catalog: Catalog, traffic: Traffic) -> None:
+        self._catalog = catalog
+        self._traffic = traffic
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            policy = self._policy(scope["path_params"])
+        except (PolicyServerError, HTTPException) as error:
+            await _error_response(error)(scope, receive, send)
+            return
+        await serve_openpi(receive, send, policy, self._traffic)
+
+    def _policy(self, parameters: dict[str, str]) -> LoadedPolicy:
+        # openpi's server takes any path, and some robots send one; but a misspelt policy must not get another one.
+        path = parameters.get("path", "")
+        if path.startswith("v1/"):
+            raise HTTPException(404, f"there is nothing at /{path}")
+        return self._catalog[parameters.get("name", self._catalog.default)]
 
 
 def _error_response(error: Exception) -> JSONResponse:

@@ -123,7 +123,7 @@ def make_router(catalog: Catalog, traffic: Traffic, max_message_bytes: int) -> A
     )
     async def act(name: PolicyName, request: Request) -> Response:
         policy = catalog[name]
-        with traffic.request():
+        with traffic:
             body, in_msgpack = await _read_request(request, max_message_bytes)
             runtime = policy.runtime
             session = runtime.sessions.get(body.session) if body.session else runtime.begin_session()

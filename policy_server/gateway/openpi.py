@@ -8,7 +8,7 @@ import logging
 import time
 from typing import Any
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.types import Receive, Send
 
 from policy_client.codec import DecodeError, pack, unpack
 from policy_server.catalog import LoadedPolicy
@@ -24,28 +24,30 @@ logger = logging.getLogger(__name__)
 _RESET_DONE = "reset successful"  # RoboArena's server says it so
 
 
-async def serve_openpi(websocket: WebSocket, policy: LoadedPolicy, traffic: Traffic) -> None:
-    """Serve one robot until it leaves."""
-    await websocket.accept()
+async def serve_openpi(receive: Receive, send: Send, policy: LoadedPolicy, traffic: Traffic) -> None:
+    """Serve one robot until it leaves, over the ASGI messages of its websocket."""
+    await receive()  # the robot asks to be let in
+    await send({"type": "websocket.accept"})
     connection = _Connection(policy.runtime, policy.loaded.engine.name)
     try:
-        await websocket.send_bytes(pack(policy.bundle.manifest.metadata or _description(policy)))
-        while (message := await websocket.receive())["type"] == "websocket.receive":
+        await _send(send, pack(policy.bundle.manifest.metadata or _description(policy)))
+        while (message := await receive())["type"] == "websocket.receive":
             try:
-                with traffic.request():
+                with traffic:
                     reply = await connection.answer(message.get("bytes"))
             except Exception as error:
                 code, text = describe(error)
-                await websocket.send_text(text)
-                await websocket.close(1011, code)
+                await _send(send, text)
+                await send({"type": "websocket.close", "code": 1011, "reason": code})
                 return
-            if isinstance(reply, str):
-                await websocket.send_text(reply)
-            else:
-                await websocket.send_bytes(reply)
-                connection.sent()
-    except WebSocketDisconnect:
+            await _send(send, reply)
+            connection.sent()
+    except OSError:
         logger.debug("a robot left in mid-conversation")
+
+
+async def _send(send: Send, frame: bytes | str) -> None:
+    await send({"type": "websocket.send", "text" if isinstance(frame, str) else "bytes": frame})
 
 
 class _Connection:

@@ -11,6 +11,7 @@ class Guard:
 
     def __init__(self, policy: str, action: VectorSpec) -> None:
         self._policy = policy
+        self._limited = bool(action.low or action.high)
         self._low = np.asarray(action.low or [-np.inf] * action.width, dtype=np.float32)
         self._high = np.asarray(action.high or [np.inf] * action.width, dtype=np.float32)
 
@@ -22,5 +23,7 @@ class Guard:
         """
         if not np.isfinite(actions).all():
             raise NonFiniteActions(self._policy)
+        if not self._limited:
+            return actions, 0
         clamped = np.clip(actions, self._low, self._high)
         return clamped, int(np.count_nonzero(clamped != actions))

@@ -39,7 +39,9 @@ class ObservationReader:
         self.spec = spec
         self.ignore_unknown = ignore_unknown
         self.names = tuple(describe_inputs(spec))
+        self._known = frozenset(self.names)
         self._cameras = {camera.name: camera for camera in spec.cameras}
+        self._sizes = frozenset((camera.height, camera.width) for camera in spec.cameras)
         self._goal_name = _GOAL_NAMES[spec.goal.kind]
 
     def read(self, raw: Mapping[str, Any]) -> Observation:
@@ -51,19 +53,26 @@ class ObservationReader:
         Raises:
             ObservationError: One of its subclasses names the input, what was got and what was wanted.
         """
-        inputs = dict(self._named(raw))
-        for name in self.names:
-            if name not in inputs and (name != self._goal_name or self.spec.goal.required):
-                raise MissingInput(name, inputs)
+        inputs = raw
+        if raw.keys() != self._known:  # most robots send every input under its own name, nothing nested
+            inputs = dict(self._named(raw))
+            for name in self.names:
+                if name not in inputs and (name != self._goal_name or self.spec.goal.required):
+                    raise MissingInput(name, inputs)
         return Observation(
             images={name: read_image(camera, inputs[name]) for name, camera in self._cameras.items()},
             state=self._state("state", inputs["state"], rows=None) if self.spec.state else None,
             goal=self._goal(inputs.get(self._goal_name)) if self._goal_name else None,
         )
 
-    def holds_encoded_images(self, raw: Mapping[str, Any]) -> bool:
-        """Whether reading `raw` will take milliseconds, because images must be decoded."""
-        return any(isinstance(value, bytes) for _, value in _flat(raw))
+    def takes_long(self, raw: Mapping[str, Any]) -> bool:
+        """Whether reading `raw` may take milliseconds, because images must be decoded, resized or transposed."""
+        return any(
+            isinstance(value, bytes)
+            or (isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[:2] not in self._sizes)
+            or (isinstance(value, dict) and self.takes_long(value))
+            for value in raw.values()
+        )
 
     def _named(self, raw: Mapping[str, Any]) -> list[tuple[str, Any]]:
         named: dict[str, Any] = {}
@@ -103,8 +112,11 @@ class ObservationReader:
             array = array[None]
         if array.shape != wanted:
             raise ShapeMismatch(name, array.shape, f"{wanted} ({', '.join(self.spec.state.names)})")
-        with np.errstate(over="ignore"):
-            numbers = array.astype(np.float32)
+        if array.dtype == np.float32:
+            numbers = array
+        else:
+            with np.errstate(over="ignore"):
+                numbers = array.astype(np.float32)
         finite = np.isfinite(numbers)
         if not finite.all():
             index = int(np.argmin(finite))

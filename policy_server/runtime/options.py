@@ -1,6 +1,6 @@
 """What a request may ask for besides an answer."""
 
-import secrets
+import random
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -46,7 +46,7 @@ class RequestOptions(BaseModel):
 
     def sampling(self) -> SamplingOptions:
         """Return what the policy's program needs to know, with a fresh seed unless one was asked for."""
-        seed = secrets.randbits(63) if self.seed is None else self.seed
+        seed = random.getrandbits(63) if self.seed is None else self.seed  # noqa: S311: a seed is no secret
         return SamplingOptions(seed, self.steps, self.sampler, self.guidance)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from policy_models.program import Program
-from policy_models.spec import Observation, SamplingOptions
 from policy_server.engine.base import Engine
 from policy_server.runtime.chunking import ActionChunk
 from policy_server.runtime.deadline import Deadline
@@ -36,24 +35,19 @@ class PolicyRuntime:
     async def act(self, session: Session, raw: Mapping[str, Any], options: RequestOptions) -> ActionChunk:
         """Answer one observation of one session; raises PolicyServerError."""
         deadline = Deadline.after(self._timeout_s if options.budget_ms is None else 1e-3 * options.budget_ms)
-        if self._reader.holds_encoded_images(raw):
+        if self._reader.takes_long(raw):
             observation = await asyncio.to_thread(self._reader.read, raw)
         else:
             observation = self._reader.read(raw)
         sampling = options.sampling()
-        with self.scheduler.place():
-            return await self._infer(session, observation, sampling, deadline)
-
-    async def _infer(
-        self, session: Session, observation: Observation, sampling: SamplingOptions, deadline: Deadline
-    ) -> ActionChunk:
-        async with session.lock:
-            started_at_s = time.monotonic()
-            dialogue = self.program.infer(observation, session.memory, sampling)
-            outcome = await self.scheduler.run(dialogue, deadline)
-            infer_ms = 1e3 * (time.monotonic() - started_at_s)
-            actions, clamped = self._guard.check(outcome.actions)
-            session.memory = outcome.memory
+        with self.scheduler.queue:
+            async with session.lock:
+                started_at_s = time.monotonic()
+                dialogue = self.program.infer(observation, session.memory, sampling)
+                outcome = await self.scheduler.run(dialogue, deadline)
+                infer_ms = 1e3 * (time.monotonic() - started_at_s)
+                actions, clamped = self._guard.check(outcome.actions)
+                session.memory = outcome.memory
         return ActionChunk(actions, self.spec.step_s, sampling.seed, clamped, infer_ms)
 
     def begin_session(self) -> Session:

@@ -288,3 +288,23 @@ def test_a_scalar_too_large_for_its_dtype_becomes_infinite():
 
 def test_arrays_with_string_markers_stay_maps_as_in_openpi():
     assert unpack(pack({"__ndarray__": True})) == {"__ndarray__": True}
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.dictionaries(st.text(max_size=5), VALUES, max_size=5))
+def test_a_map_of_arrays_decodes_as_any_other_message_does(value):
+    """Short maps take a shorter way; a list around the same map does not."""
+    same(unpack(pack(value)), unpack(pack([value]))[0])
+
+
+def test_the_bytes_of_an_image_are_not_copied():
+    wire = pack({"image": np.arange(12, dtype=np.uint8)})
+    image = unpack(wire)["image"]
+    assert np.shares_memory(image, np.frombuffer(wire, np.uint8))
+    assert not image.flags.writeable
+
+
+def test_numbers_lie_aligned_whatever_their_place_in_the_message():
+    for padding in range(8):
+        got = unpack(pack({"x" * (1 + padding): np.float64([1.5, -2.5])}))
+        assert all(array.flags.aligned and not array.flags.writeable for array in got.values())

@@ -70,15 +70,15 @@ def test_a_request_past_its_deadline_is_refused_before_anything_is_computed() ->
 async def test_a_full_queue_refuses_at_once_and_empties_again() -> None:
     scheduler = Scheduler("test", CountingEngine(), capacity=2)
     with (
-        scheduler.place(),
-        scheduler.place(),
+        scheduler.queue,
+        scheduler.queue,
         pytest.raises(Overloaded, match="2 requests already wait"),
-        scheduler.place(),
+        scheduler.queue,
     ):
         pass
-    with scheduler.place():
+    with scheduler.queue:
         assert (await scheduler.run(_dialogue(1), Deadline.after(10))).memory == "kept"
-    assert scheduler.waiting == 0
+    assert scheduler.queue.taken == 0
     scheduler.close()
 
 

@@ -43,10 +43,11 @@ def make_graphs(config: BesoConfig, weights: "Mapping[str, Tensor]") -> dict[str
     """Return the graphs of one bundle in torch, with example inputs of batch 2; weights must fit key by key."""
     import torch
 
-    from policy_models.beso.network import make_denoiser
+    from policy_models.beso.network import fused, make_denoiser
 
     denoise = make_denoiser(config)
     denoise.load_state_dict(weights)
+    denoise.eval()
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> "Tensor":
@@ -54,7 +55,8 @@ def make_graphs(config: BesoConfig, weights: "Mapping[str, Tensor]") -> dict[str
 
     return {
         "denoise": Graph(
-            module=denoise.eval(),
+            module=denoise,
+            exported=fused(denoise),
             inputs={
                 "noisy": draw(2, config.action_tokens, config.action_width),
                 "sigma": draw(2).abs() + 0.1,

@@ -4,6 +4,8 @@ Parameter names are those of the public checkpoints. Source: Reuss et al. 2023, 
 tokens and the shared position of a state and its action were read from the published code.
 """
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +35,33 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(-2))
 
 
+class FusedAttention(nn.Module):
+    """The same function as `Attention`, for export: one projection instead of three, and the mask a constant.
+
+    Compiled graphs of small networks spend their time between operations, and this has a quarter fewer. Eager torch is
+    better off with `Attention`.
+    """
+
+    mask: Tensor
+
+    def __init__(self, attention: Attention, length: int) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        parts = (attention.query, attention.key, attention.value)
+        self.qkv = nn.Linear(attention.proj.in_features, 3 * attention.proj.in_features)
+        with torch.no_grad():
+            self.qkv.weight.copy_(torch.cat([part.weight for part in parts]))
+            self.qkv.bias.copy_(torch.cat([part.bias for part in parts]))
+        self.proj = attention.proj
+        self.register_buffer("mask", torch.full((length, length), -torch.inf).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, d) to (B, L, d), for the one length L that it was made for."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + self.mask).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).flatten(-2))
+
+
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
@@ -40,7 +69,7 @@ class Block(nn.Module):
         super().__init__()
         self.ln1 = nn.LayerNorm(width)
         self.ln2 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads, attention_dropout)
+        self.attn: Attention | FusedAttention = Attention(width, heads, attention_dropout)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
         )
@@ -103,6 +132,18 @@ class ScoreGPT(nn.Module):
 def make_denoiser(config: BesoConfig, *, dropout: float = 0.0, attention_dropout: float = 0.0) -> Denoiser:
     """Return D(noisy, sigma, states, goal) with fresh weights."""
     return Denoiser(ScoreGPT(config, dropout=dropout, attention_dropout=attention_dropout), config.sigma_data)
+
+
+def fused(denoiser: Denoiser) -> Denoiser:
+    """Return a copy with every attention in its fused form, for export; it takes full windows only."""
+    copied = deepcopy(denoiser)
+    network = copied.inner_model
+    assert isinstance(network, ScoreGPT)
+    length = 1 + network.config.goal_length + network.config.window + network.config.action_tokens
+    for block in network.blocks:
+        assert isinstance(block, Block) and isinstance(block.attn, Attention)
+        block.attn = FusedAttention(block.attn, length)
+    return copied
 
 
 def _initialise(module: nn.Module) -> None:

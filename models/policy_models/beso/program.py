@@ -2,16 +2,22 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from policy_models.beso.config import BesoConfig
 from policy_models.diffusion.guidance import combine, guided_goals
 from policy_models.diffusion.samplers import SAMPLERS
-from policy_models.diffusion.schedules import SCHEDULES, NoiseLevels
+from policy_models.diffusion.schedules import SCHEDULES, NoiseLevels, Sigmas
 from policy_models.normalizer import Normalizer
 from policy_models.program import Dialogue, GraphCall, Outcome, Tensors
 from policy_models.spec import Observation, PolicySpec, SamplingOptions
+
+
+@lru_cache(maxsize=256)
+def _sigmas(schedule: str, steps: int, levels: NoiseLevels) -> Sigmas:
+    return SCHEDULES[schedule](steps, levels)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class BesoProgram:
         options: SamplingOptions,
     ) -> Generator[GraphCall, Tensors, np.ndarray]:
         rng = np.random.default_rng(options.seed)
-        sigmas = SCHEDULES[self.sampler.schedule](options.steps or self.sampler.steps, self.levels)
+        sigmas = _sigmas(self.sampler.schedule, options.steps or self.sampler.steps, self.levels)
         filled = len(actions) + self.config.horizon
 
         # The sequence is causal, so a window that is not yet full is padded at its end, where nothing that matters can

@@ -1,0 +1,1 @@
+"""Measurements of this server beside its alternatives: `python -m benchmarks --help`."""

@@ -1,0 +1,149 @@
+"""Everything that can compute a chunk of one bundle, and the processes they are timed in."""
+
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from policy_models.program import Program
+from policy_models.spec import Observation, SamplingOptions
+from policy_server.bundle import Bundle, load_bundle
+from policy_server.catalog import load_engine
+from policy_server.engine.base import ENGINES, Engine
+from policy_server.golden import draw_observation
+from policy_server.runtime.sampling import drive
+
+ONE_THREAD = ", 1 thread"
+AUTO = "auto"
+EAGER, EAGER_ONE = "eager torch", "eager torch" + ONE_THREAD
+_ANSWER_S = 120.0
+
+
+class Contender(Protocol):
+    """One way from an observation to a chunk.
+
+    Attributes:
+        engine: What runs the network.
+        precision: What it computes in.
+    """
+
+    engine: str
+    precision: str
+
+    def prepare(self) -> None:
+        """Get ready for a block of chunks; not timed."""
+
+    def chunk(self, observation: Observation, seed: int) -> np.ndarray:
+        """Return the actions (H, A) of an episode's first observation."""
+
+
+class EngineContender:
+    """The bundle's program over one of this project's engines, as it is served."""
+
+    def __init__(self, program: Program, engine: Engine) -> None:
+        self.engine = engine.name
+        self.precision = engine.precision
+        self._program = program
+        self._engine = engine
+
+    def prepare(self) -> None:
+        """Engines hold their threads; torch's belong to the process."""
+        if self.engine == "torch":
+            import torch
+
+            from benchmarks.eager import DEFAULT_THREADS
+
+            torch.set_num_threads(DEFAULT_THREADS)
+
+    def chunk(self, observation: Observation, seed: int) -> np.ndarray:
+        """Drive the program to its end."""
+        dialogue = self._program.infer(observation, self._program.begin(), SamplingOptions(seed))
+        actions: np.ndarray = drive(dialogue, self._engine).actions
+        return actions
+
+
+def contender_names(bundle: Bundle) -> list[str]:
+    """Return the contenders that a bundle allows, whether installed or not."""
+    engines = [name for name, choice in ENGINES.items() if choice.precision in bundle.manifest.tolerance]
+    served = [name + threads for name in engines if name != "torch" for threads in ("", ONE_THREAD)]
+    return [AUTO, *served, "torch", EAGER, EAGER_ONE]
+
+
+def make_contender(bundle: Bundle, name: str) -> Contender:
+    """Return one of the contenders of `contender_names`; raises ImportError where its library is not installed."""
+    if name == AUTO:
+        return EngineContender(bundle.program, load_engine(bundle, "auto", 0).engine)
+    base, _, _ = name.partition(ONE_THREAD)
+    threads = 1 if name.endswith(ONE_THREAD) else 0
+    if base in ENGINES:
+        return EngineContender(bundle.program, ENGINES[base].make(bundle, threads))
+    from benchmarks.eager import DEFAULT_THREADS, EagerTorch
+
+    return EagerTorch(bundle, threads or DEFAULT_THREADS)
+
+
+class Worker:
+    """A process that holds some contenders and times blocks of their chunks. Ends with its context.
+
+    Attributes:
+        engines: What runs each contender's network, known once the context is entered.
+    """
+
+    engines: Mapping[str, str]
+
+    def __init__(self, bundle: Path, names: Sequence[str]) -> None:
+        self._bundle = bundle
+        self._names = names
+
+    def __enter__(self) -> Self:
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, self._bundle, self._names), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.engines = self._answer()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._process.is_alive():
+            self._pipe.send(None)
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def time_block_ms(self, name: str, seed: int, count: int) -> list[float]:
+        """Return the times of `count` chunks, after one more that is not timed."""
+        self._pipe.send((name, seed, count))
+        times_ms: list[float] = self._answer()
+        return times_ms
+
+    def _answer(self) -> Any:
+        if not self._pipe.poll(_ANSWER_S):
+            raise TimeoutError(f"the process of {', '.join(self._names)} said nothing for {_ANSWER_S:g} s")
+        return self._pipe.recv()
+
+
+def _work(pipe: Connection, path: Path, names: Sequence[str]) -> None:
+    bundle = load_bundle(path)
+    contenders: Mapping[str, Contender] = {name: make_contender(bundle, name) for name in names}
+    pipe.send({name: contender.engine for name, contender in contenders.items()})
+    while (block := pipe.recv()) is not None:
+        name, seed, count = block
+        pipe.send(_time_ms(contenders[name], bundle, seed, count))
+
+
+def _time_ms(contender: Contender, bundle: Bundle, seed: int, count: int) -> list[float]:
+    draw = np.random.default_rng(seed)
+    contender.prepare()
+    times_ms = []
+    for _ in range(1 + count):
+        observation, chunk_seed = draw_observation(bundle.spec, draw), int(draw.integers(2**63))
+        started_at_s = time.perf_counter()
+        contender.chunk(observation, chunk_seed)
+        times_ms.append(1e3 * (time.perf_counter() - started_at_s))
+    return times_ms[1:]

@@ -1,0 +1,1 @@
+"""Servers to compare with, each run in a process of its own."""
