@@ -17,7 +17,7 @@ from policy_server.settings import Settings
 logger = logging.getLogger(__name__)
 
 # Below this size of its graphs, a second thread gains a network under a tenth, and beside a busy neighbour it waits at
-# every barrier: medians rise two- to threefold (docs/benchmarks.md, chunk).
+# every barrier: medians rise two- to threefold (docs/decisions.md).
 _SMALL_BYTES = 32 << 20
 _NEAR_TIE = 1.15
 

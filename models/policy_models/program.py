@@ -16,6 +16,10 @@ from policy_models.spec import Observation, PolicySpec, SamplingOptions
 Tensors = Mapping[str, np.ndarray]
 
 
+class UnsuitableOptions(ValueError):
+    """The options of a request cannot be had from this policy; says why."""
+
+
 @dataclass(frozen=True)
 class GraphCall:
     """A question to a compiled graph.
@@ -73,4 +77,16 @@ class Program(Protocol):
         """Return the memory of a session that has seen nothing. Memories are immutable."""
 
     def infer(self, observation: Observation, memory: Any, options: SamplingOptions) -> Dialogue:
-        """Answer one observation; `memory` comes from `begin` or from the session's last Outcome."""
+        """Answer one observation.
+
+        What comes before the first graph call runs on the server's event loop, so it must take microseconds: images go
+        into graphs as they are.
+
+        Args:
+            observation: Fits `spec`.
+            memory: From `begin`, or from the session's last Outcome.
+            options: What the request asks for.
+
+        Raises:
+            UnsuitableOptions: The dialogue raises it when it is begun.
+        """

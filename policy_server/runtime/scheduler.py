@@ -1,11 +1,11 @@
-"""Runs dialogues on a policy's engine, off the event loop, one after the other, with a bounded queue."""
+"""Runs dialogues on a policy's engine, one after the other, off the event loop, behind a bounded queue."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from policy_models.program import Dialogue, Outcome
+from policy_models.program import Dialogue, Outcome, UnsuitableOptions
 from policy_server.engine.base import Engine
-from policy_server.errors import Overloaded
+from policy_server.errors import InvalidOption, Overloaded
 from policy_server.runtime.deadline import Deadline
 from policy_server.runtime.sampling import resume
 
@@ -37,9 +37,11 @@ class Scheduler:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"infer-{name}")
 
     async def run(self, dialogue: Dialogue, deadline: Deadline) -> Outcome:
-        """Answer one dialogue, which holds a place in the queue; raises DeadlineExceeded."""
+        """Answer one dialogue, which holds a place in the queue; raises DeadlineExceeded and InvalidOption."""
         try:
             call = next(dialogue)
+        except UnsuitableOptions as error:
+            raise InvalidOption(f"'options': {error}") from error
         except StopIteration as finished:  # it asks no graph, so it needs no thread
             outcome: Outcome = finished.value
             return outcome

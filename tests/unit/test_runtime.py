@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy_models.program import GraphCall, Outcome
+from policy_models.program import GraphCall, Outcome, UnsuitableOptions
 from policy_models.spec import VectorSpec
 from policy_server.errors import DeadlineExceeded, InvalidOption, NonFiniteActions, Overloaded, StartupError
 from policy_server.runtime.deadline import Deadline
@@ -79,6 +79,17 @@ async def test_a_full_queue_refuses_at_once_and_empties_again() -> None:
     with scheduler.queue:
         assert (await scheduler.run(_dialogue(1), Deadline.after(10))).memory == "kept"
     assert scheduler.queue.taken == 0
+    scheduler.close()
+
+
+async def test_options_that_the_policy_cannot_meet_are_the_clients_mistake() -> None:
+    def unsuitable():
+        raise UnsuitableOptions("fewer than 30 steps")
+        yield
+
+    scheduler = Scheduler("test", CountingEngine(), capacity=1)
+    with pytest.raises(InvalidOption, match="fewer than 30 steps"):
+        await scheduler.run(unsuitable(), Deadline.after(10))
     scheduler.close()
 
 

@@ -11,13 +11,16 @@ from policy_models.diffusion.guidance import combine, guided_goals
 from policy_models.diffusion.samplers import SAMPLERS
 from policy_models.diffusion.schedules import SCHEDULES, NoiseLevels, Sigmas
 from policy_models.normalizer import Normalizer
-from policy_models.program import Dialogue, GraphCall, Outcome, Tensors
+from policy_models.program import Dialogue, GraphCall, Outcome, Tensors, UnsuitableOptions
 from policy_models.spec import Observation, PolicySpec, SamplingOptions
 
 
 @lru_cache(maxsize=256)
 def _sigmas(schedule: str, steps: int, levels: NoiseLevels) -> Sigmas:
-    return SCHEDULES[schedule](steps, levels)
+    try:
+        return SCHEDULES[schedule](steps, levels)
+    except ValueError as error:
+        raise UnsuitableOptions(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,6 @@ class BesoProgram:
     def _goal(self, observation: Observation) -> np.ndarray | None:
         if not isinstance(observation.goal, np.ndarray):
             return None
-        goal = self.normalizer.normalize_state(observation.goal)
+        goal = self.normalizer.normalize_state(observation.goal).copy()
         goal[:, list(self.config.zeroed_goal_dims)] = 0
         return goal
