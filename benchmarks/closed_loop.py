@@ -36,7 +36,7 @@ def run(settings: Settings, command: str) -> Result:
     tasks = settings.rounds(TASKS)
     bundle = load_bundle(settings.bundle)
     drives = drive_tasks(in_process(bundle), tasks=tasks, seed=SEED, execute=EXECUTE)
-    runs = {
+    runs: dict[str, dict[str, list]] = {
         IN_PROCESS: {
             "success": [episode.reached for episode in drives.episodes],
             "steps": [episode.steps for episode in drives.episodes],
