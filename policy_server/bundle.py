@@ -103,9 +103,10 @@ def load_bundle(path: Path) -> Bundle:
         got = digest(_inside(path, name))
         if got != wanted:
             raise BundleCorrupt(name, got, wanted)
-    for graph in (path / "graphs").glob("*"):
-        if f"graphs/{graph.name}" not in manifest.files:
-            raise BundleInvalid(f"{path.name}: graphs/{graph.name} is not listed under 'files' in {MANIFEST}")
+    for file in path.rglob("*"):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and name not in manifest.files and name != MANIFEST and file.suffix != ".md":
+            raise BundleInvalid(f"{path.name}: {name} is not listed under 'files' in {MANIFEST}")
     if "weights.safetensors" in manifest.files:
         _check_weights(path / "weights.safetensors")
     try:

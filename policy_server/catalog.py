@@ -9,7 +9,14 @@ from typing import Any
 
 from policy_server.bundle import Bundle, load_bundle
 from policy_server.engine.base import ENGINES, Engine
-from policy_server.errors import BundleInvalid, EngineUnavailable, GoldenDrift, StartupError, UnknownPolicy
+from policy_server.errors import (
+    BundleInvalid,
+    EngineNotInstalled,
+    EngineUnavailable,
+    GoldenDrift,
+    StartupError,
+    UnknownPolicy,
+)
 from policy_server.golden import GoldenCase, check_golden
 from policy_server.runtime.policy import PolicyRuntime
 from policy_server.settings import Settings
@@ -149,7 +156,7 @@ def _load_one(bundle: Bundle, case: GoldenCase, name: str, threads: int) -> Load
         engine = ENGINES[name].make(bundle, threads or _fitting_threads(bundle))
     except ImportError as error:
         extra = name.partition("-")[0]
-        raise EngineUnavailable(
+        raise EngineNotInstalled(
             f"engine {name!r} is not installed ({error}); pip install 'robot-policy-server[{extra}]'"
         ) from error
     except StartupError:

@@ -9,7 +9,7 @@ import typer
 
 from policy_server import __version__
 from policy_server.bundle import find_bundles, load_bundle
-from policy_server.errors import StartupError
+from policy_server.errors import EngineNotInstalled, StartupError
 
 app = typer.Typer(
     name="policy-server",
@@ -108,14 +108,20 @@ def check(
     _log(verbose=False)
     failures = 0
     for path in _or_explain(find_bundles, bundles):
-        bundle = _or_explain(load_bundle, path)
+        try:
+            bundle = load_bundle(path)
+        except StartupError as error:
+            failures += 1
+            typer.echo(f"{path}: {error}")
+            continue
         typer.echo(f"{bundle.name} {bundle.manifest.version} ({bundle.manifest.family}), every file as published")
         for name in [engine] if engine else [n for n in ENGINES if ENGINES[n].precision in bundle.manifest.tolerance]:
             try:
                 loaded = load_engine(bundle, name, threads)
             except StartupError as error:
-                failures += 1
-                typer.echo(f"  {name:14} {error}")
+                missing = isinstance(error, EngineNotInstalled) and not engine
+                failures += not missing
+                typer.echo(f"  {name:14} {'not installed' if missing else error}")
             else:
                 typer.echo(f"  {name:14} golden drift {loaded.drift:.1e}, {loaded.chunk_ms:.2f} ms a chunk")
                 loaded.engine.close()
@@ -159,7 +165,10 @@ def import_beso(
     from policy_server.export.beso import import_checkpoint
 
     _log(verbose=False)
-    dims = tuple(int(dim) for dim in zero_goal.split(",") if dim.strip())
+    try:
+        dims = tuple(int(dim) for dim in zero_goal.split(",") if dim.strip())
+    except ValueError as error:
+        raise typer.BadParameter(f"{zero_goal!r}, expected numbers such as 2,5,6") from error
     bundle = _or_explain(
         import_checkpoint,
         checkpoint,

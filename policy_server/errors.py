@@ -96,7 +96,7 @@ class ShapeMismatch(ObservationError):
 
     code = "shape_mismatch"
 
-    def __init__(self, name: str, got: tuple[int, ...], wanted: str) -> None:
+    def __init__(self, name: str, got: tuple[int, ...] | str, wanted: str) -> None:
         super().__init__(f"{name!r} has shape {got}, expected {wanted}")
 
 
@@ -222,3 +222,9 @@ class EngineUnavailable(StartupError):
     """An engine was asked for that this installation cannot run."""
 
     code = "engine_unavailable"
+
+
+class EngineNotInstalled(EngineUnavailable):
+    """An engine's library is missing."""
+
+    code = "engine_not_installed"

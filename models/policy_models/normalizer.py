@@ -79,6 +79,11 @@ class Normalizer:
         low, high = self._bounds
         return np.clip(action, low, high).astype(np.float32)
 
+    def action_limits(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the lowest and highest action, in the robot's units, that `clip_action` lets through."""
+        lower, upper = (self.denormalize_action(bound) for bound in self._bounds)
+        return tuple(map(float, np.minimum(lower, upper))), tuple(map(float, np.maximum(lower, upper)))
+
     @cached_property
     def _state_affine(self) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(self.state.mean), np.asarray(self.state.std) + _TINY

@@ -35,6 +35,8 @@ class VectorSpec:
     high: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise ValueError(f"names must be there and differ, got {', '.join(self.names) or 'none'}")
         for name in ("units", "low", "high"):
             count = len(getattr(self, name))
             if count != len(self.names) and (name == "units" or count):
@@ -64,6 +66,10 @@ class CameraSpec:
     height: int
     width: int
     resize: ResizeRule = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1 or self.name in ("", "state", "goal", "prompt"):
+            raise ValueError(f"no camera can be called {self.name!r} and have {self.width}x{self.height} pixels")
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,9 @@ class PolicySpec:
             raise ValueError(
                 f"horizon, window and step_s must be positive, got {self.horizon}, {self.window} and {self.step_s}"
             )
+        cameras = [camera.name for camera in self.cameras]
+        if len(set(cameras)) != len(cameras):
+            raise ValueError(f"two cameras share a name: {', '.join(cameras)}")
         if self.goal.kind == "state" and self.state is None:
             raise ValueError("a state goal needs a state")
 

@@ -41,6 +41,7 @@ def import_checkpoint(
     state, action = _statistics(statistics)
     scaling: Any = ("minmax" if run["minmax"] else "zscore") if run["scaled"] else "none"
     normalizer = Normalizer(state, action, "zscore" if run["scaled"] else "none", scaling)
+    low, high = normalizer.action_limits()
     manifest = Manifest(
         format=FORMAT,
         name=output.name,
@@ -50,7 +51,8 @@ def import_checkpoint(
         licence=licence,
         spec=PolicySpec(
             state=_unnamed("s", config.state_width),
-            action=_unnamed("a", config.action_width),
+            # Upstream's agent clips to these, so they are what this policy can ask for.
+            action=replace(_unnamed("a", config.action_width), low=low, high=high),
             goal=GoalSpec("state", config.goal_length) if config.goal_length else GoalSpec(),
             horizon=1,
             step_s=step_s,

@@ -26,10 +26,12 @@ def make_hold_bundle(
     Raises:
         BundleInvalid: A camera is not described like that, or the folder is taken.
     """
-    vector = VectorSpec(tuple(joints), (unit,) * len(joints))
-    spec = PolicySpec(
-        action=vector, state=vector, horizon=horizon, step_s=step_s, cameras=tuple(_camera(text) for text in cameras)
-    )
+    try:
+        vector = VectorSpec(tuple(joints), (unit,) * len(joints))
+        seen = tuple(_camera(text) for text in cameras)
+        spec = PolicySpec(action=vector, state=vector, horizon=horizon, step_s=step_s, cameras=seen)
+    except ValueError as error:
+        raise BundleInvalid(str(error)) from error
     manifest = Manifest(
         format=FORMAT,
         name=output.name,

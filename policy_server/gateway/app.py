@@ -71,7 +71,8 @@ class _OpenpiDoor:
 
 def _error_response(error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
-        code, message, status = "no_such_address", str(error.detail), error.status_code
+        code = "wrong_method" if error.status_code == 405 else "no_such_address"
+        message, status = str(error.detail), error.status_code
     else:
         code, text = describe(error)
         message = text.removeprefix(f"{code}: ")

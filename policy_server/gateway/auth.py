@@ -24,7 +24,9 @@ class ApiKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401; on a websocket that is the answer to the upgrade."""
-        if scope["type"] == "lifespan" or scope["path"] in _OPEN_PATHS or self._admits(Headers(scope=scope)):
+        # A websocket to the same path is no probe: every path leads to a policy.
+        is_probe = scope["type"] == "http" and scope["path"] in _OPEN_PATHS
+        if scope["type"] == "lifespan" or is_probe or self._admits(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         error = Unauthorized()

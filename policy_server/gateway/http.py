@@ -1,5 +1,6 @@
 """The HTTP door: one chunk per request, in JSON or msgpack."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from policy_server.gateway.traffic import Traffic
 from policy_server.runtime.options import RequestOptions, read_options
 
 _MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
+_BODY_S = 30.0
 _spec_adapter = TypeAdapter(PolicySpec)
 
 PolicyName = Annotated[str, Path(description="A policy's name, as `GET /v1/policies` lists them.")]
@@ -123,8 +125,8 @@ def make_router(catalog: Catalog, traffic: Traffic, max_message_bytes: int) -> A
     )
     async def act(name: PolicyName, request: Request) -> Response:
         policy = catalog[name]
+        body, in_msgpack = await _read_request(request, max_message_bytes)
         with traffic:
-            body, in_msgpack = await _read_request(request, max_message_bytes)
             runtime = policy.runtime
             session = runtime.sessions.get(body.session) if body.session else runtime.begin_session()
             options = read_options(body.options)
@@ -167,10 +169,13 @@ async def _read_request(request: Request, limit_bytes: int) -> tuple[ActRequest,
         raise MessageTooBig(announced_bytes, limit_bytes)
     body = bytearray()
     try:
-        async for part in request.stream():
-            body += part
-            if len(body) > limit_bytes:
-                raise MessageTooBig(None, limit_bytes)
+        async with asyncio.timeout(_BODY_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > limit_bytes:
+                    raise MessageTooBig(None, limit_bytes)
+    except TimeoutError:
+        raise MalformedMessage(f"the body was not complete after {_BODY_S:g} s") from None
     except ClientDisconnect as error:  # nobody hears this answer, but it is no failure of ours
         raise MalformedMessage("the connection broke before the body was complete") from error
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()

@@ -62,7 +62,7 @@ class ObservationReader:
         return Observation(
             images={name: read_image(camera, inputs[name]) for name, camera in self._cameras.items()},
             state=self._state("state", inputs["state"], rows=None) if self.spec.state else None,
-            goal=self._goal(inputs.get(self._goal_name)) if self._goal_name else None,
+            goal=self._goal(inputs) if self._goal_name else None,
         )
 
     def takes_long(self, raw: Mapping[str, Any]) -> bool:
@@ -90,10 +90,13 @@ class ObservationReader:
             named[name] = value
         return list(named.items())
 
-    def _goal(self, value: Any) -> np.ndarray | str | None:
-        if value is None:
-            return None
+    def _goal(self, inputs: Mapping[str, Any]) -> np.ndarray | str | None:
         name, kind = str(self._goal_name), self.spec.goal.kind
+        value = inputs.get(name)
+        if value is None:
+            if self.spec.goal.required:
+                raise MissingInput(name, (key for key in inputs if key != name))
+            return None
         if kind == "state":
             return self._state(name, value, rows=self.spec.goal.length)
         if kind == "text":
@@ -106,8 +109,14 @@ class ObservationReader:
         """Return (S,) float32 for `rows` None, else (rows, S)."""
         assert self.spec.state is not None
         width = self.spec.state.width
-        array = _numbers(name, value)
         wanted = (width,) if rows is None else (rows, width)
+        if isinstance(value, list | tuple) and len(value) > max(width, rows or 0):
+            raise ShapeMismatch(
+                name,
+                f"({len(value)},{' ...' if isinstance(value[0], list | tuple) else ''})",
+                f"{wanted} ({', '.join(self.spec.state.names)})",
+            )
+        array = _numbers(name, value, longest=width)
         if rows == 1 and array.shape == (width,):
             array = array[None]
         if array.shape != wanted:
@@ -124,8 +133,15 @@ class ObservationReader:
         return numbers
 
 
-def _numbers(name: str, value: Any) -> np.ndarray:
+def _numbers(name: str, value: Any, *, longest: int) -> np.ndarray:
     if isinstance(value, list | tuple):
+        # Looked through first: numpy would make room for the longest string in every place.
+        leaves = [leaf for row in value for leaf in (row[: longest + 1] if isinstance(row, list | tuple) else (row,))]
+        strays = [leaf for leaf in leaves if isinstance(leaf, bool) or not isinstance(leaf, int | float | np.number)]
+        if strays:
+            raise WrongType(name, f"a list with {type(strays[0]).__name__} in it", "an array of numbers")
+        if any(isinstance(row, list | tuple) and len(row) > longest for row in value):
+            raise WrongType(name, f"a list with rows longer than {longest}", "an array of numbers")
         try:
             value = np.array(value)
         except ValueError as error:

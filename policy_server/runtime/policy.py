@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from policy_models.program import Program
+from policy_models.spec import Observation
 from policy_server.engine.base import Engine
+from policy_server.errors import DeadlineExceeded
 from policy_server.runtime.chunking import ActionChunk
 from policy_server.runtime.deadline import Deadline
 from policy_server.runtime.guard import Guard
@@ -34,21 +36,29 @@ class PolicyRuntime:
 
     async def act(self, session: Session, raw: Mapping[str, Any], options: RequestOptions) -> ActionChunk:
         """Answer one observation of one session; raises PolicyServerError."""
-        deadline = Deadline.after(self._timeout_s if options.budget_ms is None else 1e-3 * options.budget_ms)
-        if self._reader.takes_long(raw):
-            observation = await asyncio.to_thread(self._reader.read, raw)
-        else:
-            observation = self._reader.read(raw)
+        budget_s = self._timeout_s if options.budget_ms is None else min(self._timeout_s, 1e-3 * options.budget_ms)
+        deadline = Deadline.after(budget_s)
         sampling = options.sampling()
         with self.scheduler.queue:
-            async with session.lock:
-                started_at_s = time.monotonic()
-                dialogue = self.program.infer(observation, session.memory, sampling)
-                outcome = await self.scheduler.run(dialogue, deadline)
-                infer_ms = 1e3 * (time.monotonic() - started_at_s)
-                actions, clamped = self._guard.check(outcome.actions)
-                session.memory = outcome.memory
+            try:
+                async with asyncio.timeout(budget_s):
+                    observation = await self._read(raw)
+                    async with session.lock:
+                        started_at_s = time.monotonic()
+                        dialogue = self.program.infer(observation, session.memory, sampling)
+                        outcome = await self.scheduler.run(dialogue, deadline)
+                        infer_ms = 1e3 * (time.monotonic() - started_at_s)
+                        deadline.check()
+                        actions, clamped = self._guard.check(outcome.actions)
+                        session.memory = outcome.memory
+            except TimeoutError:  # what runs ends at its next step, what waits in the queue is dropped
+                raise DeadlineExceeded(0.0) from None
         return ActionChunk(actions, self.spec.step_s, sampling.seed, clamped, infer_ms)
+
+    async def _read(self, raw: Mapping[str, Any]) -> Observation:
+        if self._reader.takes_long(raw):
+            return await asyncio.to_thread(self._reader.read, raw)
+        return self._reader.read(raw)
 
     def begin_session(self) -> Session:
         """Return a session that lives as long as its caller keeps it."""

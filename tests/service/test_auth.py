@@ -64,7 +64,7 @@ def test_without_a_right_key_no_door_opens_but_the_health_checks(locked: Running
                 assert {"Api-Key", "Bearer"} < set(response.headers["www-authenticate"].split(", "))
             for path in ("/healthz", "/readyz"):
                 assert http.get(path, headers=headers).status_code == 200
-    for path in ("/", "/any/path", "/v1/policies/tiny/openpi", "/v1/policies/tidy/openpi"):
+    for path in ("/", "/healthz", "/readyz", "/any/path", "/v1/policies/tiny/openpi", "/v1/policies/tidy/openpi"):
         assert refused_upgrade(locked, path) == REFUSAL
         assert refused_upgrade(locked, path, {"Authorization": "Api-Key third-key"}) == REFUSAL
 

@@ -220,7 +220,7 @@ def test_a_camera_whose_rule_is_refuse_takes_its_own_size_alone(http: httpx.Clie
         ("DELETE", "/v1/policies/tidy/sessions/a", 404, "unknown_policy"),
         ("GET", "/v1/nothing", 404, "no_such_address"),
         ("GET", "/", 404, "no_such_address"),
-        ("GET", "/v1/policies/tiny/act", 405, "no_such_address"),
+        ("GET", "/v1/policies/tiny/act", 405, "wrong_method"),
     ],
 )
 def test_a_wrong_address_is_refused_as_json(http: httpx.Client, method: str, path: str, status: int, code: str) -> None:

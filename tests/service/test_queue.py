@@ -68,7 +68,7 @@ def test_who_waits_past_the_deadline_is_refused_and_who_can_wait_is_answered(
     server = launch(slow_bundle.path, "--engine", "onnx")
     with Robot(server) as slow, Robot(server) as hasty, Robot(server) as patient:
         slow.begin(TINY, options=SLOWLY)
-        hasty.begin(TINY, options={"budget_ms": 1})
+        hasty.send(TINY, options={"budget_ms": 1})
         patient.begin(TINY, options={"budget_ms": 20_000, "seed": 7})
         assert slow.receive()["actions"].shape == (4, 2)
         assert hasty.refusal().code == "deadline_exceeded"

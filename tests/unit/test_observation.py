@@ -79,8 +79,11 @@ def test_a_single_goal_may_come_without_its_axis(goal) -> None:
         ({"state": [1, np.nan]}, NotFinite, "'state' holds nan at index 1"),
         ({"state": [np.inf, 1]}, NotFinite, "'state' holds inf at index 0"),
         ({"state": np.float64([1e300, 1])}, NotFinite, r"'state' holds 1e\+300 at index 0"),
-        ({"state": [True, False]}, WrongType, "an array of bool"),
-        ({"state": ["1", "2"]}, WrongType, "expected an array of numbers"),
+        ({"state": [True, False]}, WrongType, "a list with bool in it"),
+        ({"state": ["1", "2"]}, WrongType, "a list with str in it, expected an array of numbers"),
+        ({"state": [0, "a" * 10**7]}, WrongType, "a list with str in it"),
+        ({"state": [0] * 10**6}, ShapeMismatch, r"shape \(1000000,\), expected \(2,\)"),
+        ({"goal": [[0] * 10**6]}, WrongType, "rows longer than 2"),
         ({"state": [1, [2]]}, WrongType, "a ragged list"),
         ({"state": [10**400, 1]}, WrongType, "'state'"),
         ({"state": 1.0}, WrongType, "'state' is float"),
@@ -110,3 +113,10 @@ def test_a_missing_input_is_named_beside_what_came() -> None:
 
 def test_unknown_inputs_are_ignored_where_the_operator_says_so() -> None:
     ObservationReader(SPEC, ignore_unknown=True).read({**GOOD, "third_camera": TOP})
+
+
+@pytest.mark.parametrize("goal", [{}, {"goal": None}])
+def test_a_goal_that_the_policy_needs_may_be_neither_left_out_nor_null(goal) -> None:
+    needy = PolicySpec(action=JOINTS, state=JOINTS, goal=GoalSpec("state"), horizon=2, step_s=0.1)
+    with pytest.raises(MissingInput, match="'goal' is missing; got 'state'"):
+        ObservationReader(needy).read({"state": [1, 2], **goal})

@@ -1,5 +1,6 @@
 """The parts between a checked observation and a chunk, each alone."""
 
+import asyncio
 import time
 
 import numpy as np
@@ -8,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy_models.program import GraphCall, Outcome, UnsuitableOptions
-from policy_models.spec import VectorSpec
+from policy_models.spec import PolicySpec, VectorSpec
 from policy_server.errors import DeadlineExceeded, InvalidOption, NonFiniteActions, Overloaded, StartupError
+from policy_server.runtime.chunking import ActionChunk
 from policy_server.runtime.deadline import Deadline
 from policy_server.runtime.guard import Guard
 from policy_server.runtime.options import read_options
+from policy_server.runtime.policy import PolicyRuntime
 from policy_server.runtime.sampling import drive
 from policy_server.runtime.scheduler import Scheduler
 from policy_server.runtime.session import Sessions
@@ -192,3 +195,45 @@ def test_a_server_that_others_can_reach_needs_keys(host: str, tmp_path) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.1.2.3"])
 def test_loopback_needs_none(host: str, tmp_path) -> None:
     assert Settings(bundles=(tmp_path,), host=host).api_keys == ()
+
+
+class SlowEngine(CountingEngine):
+    """Takes a while for every call."""
+
+    def run(self, graph, inputs):
+        time.sleep(0.2)
+        return super().run(graph, inputs)
+
+
+class Stepping:
+    """A program over one number, with as many steps as asked for."""
+
+    spec = PolicySpec(action=LIMITED, state=VectorSpec(("x",), ("m",)), horizon=2, step_s=0.1)
+
+    def begin(self):
+        return None
+
+    def infer(self, observation, memory, options):
+        return _dialogue(options.steps)
+
+
+async def _runtime_answers(engine, *requests):
+    runtime = PolicyRuntime("test", Stepping(), engine, capacity=8, timeout_s=10, ignore_unknown=False)
+    asked = [runtime.act(runtime.begin_session(), {"state": [0.0]}, read_options(options)) for options in requests]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert runtime.scheduler.queue.taken == 0
+    runtime.close()
+    return answers
+
+
+async def test_a_chunk_that_is_ready_too_late_is_refused() -> None:
+    (answer,) = await _runtime_answers(SlowEngine(), {"steps": 1, "budget_ms": 50})
+    assert isinstance(answer, DeadlineExceeded)
+
+
+async def test_a_request_is_refused_at_its_deadline_and_not_when_its_turn_comes() -> None:
+    engine = SlowEngine()
+    first, second = await _runtime_answers(engine, {"steps": 5}, {"steps": 1, "budget_ms": 50})
+    assert isinstance(first, ActionChunk)
+    assert isinstance(second, DeadlineExceeded)
+    assert engine.calls == 5, "what nobody waits for was computed"
