@@ -21,8 +21,12 @@ class Deadline:
         """Return the time left, never negative."""
         return max(0.0, self.at_s - time.monotonic())
 
+    def late_s(self) -> float:
+        """Return the time since it passed, never negative."""
+        return max(0.0, time.monotonic() - self.at_s)
+
     def check(self) -> None:
         """Raise DeadlineExceeded if the time is over."""
-        late_s = time.monotonic() - self.at_s
+        late_s = self.late_s()
         if late_s > 0:
             raise DeadlineExceeded(1e3 * late_s)

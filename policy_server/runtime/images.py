@@ -28,7 +28,7 @@ def read_image(camera: CameraSpec, value: object) -> np.ndarray:
         WrongType: Neither bytes nor an uint8 array.
         ShapeMismatch: Another size, and the spec's resize rule is "refuse"; or no RGB image at all.
     """
-    image = decode_image(camera.name, value) if isinstance(value, bytes) else _as_rows(camera.name, value)
+    image = decode_image(camera.name, value) if isinstance(value, bytes) else check_rgb(camera.name, value)
     if image.shape[:2] == (camera.height, camera.width):
         return image
     if camera.resize == "refuse":
@@ -49,7 +49,8 @@ def decode_image(name: str, data: bytes) -> np.ndarray:
     return image
 
 
-def _as_rows(name: str, value: object) -> np.ndarray:
+def check_rgb(name: str, value: object) -> np.ndarray:
+    """Return a raw image as (height, width, 3) uint8; raises WrongType or ShapeMismatch if it is none."""
     if not isinstance(value, np.ndarray):
         raise WrongType(name, type(value).__name__, "a uint8 array, or JPEG or PNG bytes")
     if value.dtype != np.uint8:

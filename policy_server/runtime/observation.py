@@ -7,7 +7,7 @@ import numpy as np
 
 from policy_models.spec import Observation, PolicySpec, VectorSpec
 from policy_server.errors import MissingInput, NotFinite, ShapeMismatch, UnexpectedInput, WrongType
-from policy_server.runtime.images import decode_image, read_image
+from policy_server.runtime.images import check_rgb, decode_image, read_image
 
 # How the field spells one input: openpi sends "observation/state" or {"images": {"top": ...}}, LeRobot sends
 # "observation.images.top". Below these prefixes, a name means the same.
@@ -103,7 +103,7 @@ class ObservationReader:
             if not isinstance(value, str) or not value.strip():
                 raise WrongType(name, repr(value) if isinstance(value, str) else type(value).__name__, "an instruction")
             return value
-        return decode_image(name, value) if isinstance(value, bytes) else np.asarray(value)
+        return decode_image(name, value) if isinstance(value, bytes) else check_rgb(name, value)
 
     def _state(self, name: str, value: Any, *, rows: int | None) -> np.ndarray:
         """Return (S,) float32 for `rows` None, else (rows, S)."""

@@ -41,7 +41,7 @@ class PolicyRuntime:
         sampling = options.sampling()
         with self.scheduler.queue:
             try:
-                async with asyncio.timeout(budget_s):
+                async with asyncio.timeout(deadline.remaining_s()):
                     observation = await self._read(raw)
                     async with session.lock:
                         started_at_s = time.monotonic()
@@ -52,7 +52,7 @@ class PolicyRuntime:
                         actions, clamped = self._guard.check(outcome.actions)
                         session.memory = outcome.memory
             except TimeoutError:  # what runs ends at its next step, what waits in the queue is dropped
-                raise DeadlineExceeded(0.0) from None
+                raise DeadlineExceeded(1e3 * deadline.late_s()) from None
         return ActionChunk(actions, self.spec.step_s, sampling.seed, clamped, infer_ms)
 
     async def _read(self, raw: Mapping[str, Any]) -> Observation:
