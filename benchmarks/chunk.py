@@ -137,10 +137,7 @@ def _role(name: str) -> str:
 
 
 def _describe(bundle: Bundle) -> str:
-    from safetensors import safe_open
-
-    with safe_open(bundle.weights, framework="numpy") as file:
-        count = sum(int(np.prod(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118
+    count = sum(array.size for array in bundle.assets.weights.values())
     spec, manifest = bundle.spec, bundle.manifest
     sampling = f", {spec.sampler.steps} steps of {spec.sampler.sampler}" if spec.sampler else ""
     return (

@@ -77,6 +77,7 @@ def run(settings: Settings, command: str) -> Result:
 def in_process(bundle: Bundle) -> Callable[[int], Infer]:
     """Answer every task's observations with the policy itself."""
     engine = load_engine(bundle, ENGINE, 0).engine
+    program = bundle.new_program()
     guard = Guard(bundle.name, bundle.spec.action)
 
     def new_infer(task: int) -> Infer:
@@ -87,7 +88,7 @@ def in_process(bundle: Bundle) -> Callable[[int], Infer]:
             asked += 1
             checked = Observation({}, observation["state"], observation["goal"][None])
             options = SamplingOptions(chunk_seed(task, asked))
-            outcome = drive(bundle.program.infer(checked, bundle.program.begin(), options), engine)
+            outcome = drive(program.infer(checked, program.begin(), options), engine)
             return guard.check(outcome.actions)[0]
 
         return infer

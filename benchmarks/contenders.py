@@ -77,11 +77,11 @@ def contender_names(bundle: Bundle) -> list[str]:
 def make_contender(bundle: Bundle, name: str) -> Contender:
     """Return one of the contenders of `contender_names`; raises ImportError where its library is not installed."""
     if name == AUTO:
-        return EngineContender(bundle.program, load_engine(bundle, "auto", 0).engine)
+        return EngineContender(bundle.new_program(), load_engine(bundle, "auto", 0).engine)
     base, _, _ = name.partition(ONE_THREAD)
     threads = 1 if name.endswith(ONE_THREAD) else 0
     if base in ENGINES:
-        return EngineContender(bundle.program, ENGINES[base].make(bundle, threads))
+        return EngineContender(bundle.new_program(), ENGINES[base].make(bundle, threads))
     from benchmarks.eager import DEFAULT_THREADS, EagerTorch
 
     return EagerTorch(bundle, threads or DEFAULT_THREADS)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from policy_models.beso.config import BesoConfig
 from policy_models.beso.program import BesoProgram
@@ -11,6 +10,7 @@ from policy_models.diffusion.samplers import SAMPLERS, run
 from policy_models.diffusion.schedules import SCHEDULES
 from policy_models.spec import Observation
 from policy_server.bundle import Bundle
+from policy_server.engine.torch import load_weights
 
 DEFAULT_THREADS = torch.get_num_threads()
 
@@ -22,12 +22,15 @@ class EagerTorch:
     precision = "f32"
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
-        if not isinstance(bundle.program, BesoProgram):
+        program = bundle.new_program()
+        if not isinstance(program, BesoProgram):
             raise ValueError(f"{bundle.name} is a {bundle.manifest.family} policy; the yardstick knows beso alone")
         self._threads = threads
         self._config: BesoConfig = bundle.config
-        self._program = bundle.program
-        self._denoise = bundle.family.make_graphs(bundle.config, load_file(bundle.weights))["denoise"].module
+        self._program = program
+        self._denoise = bundle.family.make_graphs(bundle.spec, bundle.config, load_weights(bundle.weights))[
+            "denoise"
+        ].module
 
     def prepare(self) -> None:
         """Take the process's threads; before every block that is timed."""

@@ -1,7 +1,6 @@
 """The policy bundle: one folder that holds everything about one policy."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -9,15 +8,17 @@ from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
 
 from policy_models.families import Family, family
 from policy_models.normalizer import Normalizer
-from policy_models.program import Program
+from policy_models.program import Assets, Program
 from policy_models.spec import PolicySpec
 from policy_server.errors import BundleCorrupt, BundleInvalid
+from policy_server.weights import FILE, StoredWeights
 
 MANIFEST = "policy.yaml"
+GRAPHS = "graphs"
+TOKENIZER = "tokenizer.json"
 FORMAT = 1
 
 
@@ -68,7 +69,7 @@ class Bundle:
     manifest: Manifest
     family: Family
     config: Any
-    program: Program
+    assets: Assets
 
     @property
     def name(self) -> str:
@@ -80,15 +81,23 @@ class Bundle:
         """What the policy needs and gives."""
         return self.manifest.spec
 
-    @property
-    def graphs(self) -> Mapping[str, Path]:
-        """The ONNX graphs by name; empty for a policy that has none."""
-        return {path.stem: path for path in sorted((self.path / "graphs").glob("*.onnx"))}
+    def new_program(self) -> Program:
+        """Return a program that has remembered nothing yet: each engine has its own."""
+        return self.family.make_program(self.spec, self.config, self.assets)
+
+    def graphs(self, variant: str = "") -> Mapping[str, Path]:
+        """Return the ONNX graphs by name, of the bundle or of a variant of it; empty for a policy that has none."""
+        return {path.stem: path for path in sorted((self.path / GRAPHS / variant).glob("*.onnx"))}
 
     @property
     def weights(self) -> Path:
-        """The weights, for engines that build the network themselves."""
-        return self.path / "weights.safetensors"
+        """The weights, which the graphs share with engines that build the network themselves."""
+        return self.path / GRAPHS / FILE
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the graphs and their weights, without variants."""
+        return sum(path.stat().st_size for path in (*self.graphs().values(), self.weights) if path.exists())
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -107,17 +116,23 @@ def load_bundle(path: Path) -> Bundle:
         name = file.relative_to(path).as_posix()
         if file.is_file() and name not in manifest.files and name != MANIFEST and file.suffix != ".md":
             raise BundleInvalid(f"{path.name}: {name} is not listed under 'files' in {MANIFEST}")
-    if "weights.safetensors" in manifest.files:
-        _check_weights(path / "weights.safetensors")
+    stored = {n: StoredWeights(path / n) for n in manifest.files if PurePosixPath(n).name == FILE}
     try:
         policy_family = family(manifest.family)
         config: Any = TypeAdapter(policy_family.Config).validate_python(manifest.config)
-        program = policy_family.make_program(manifest.spec, config, _read_normalizer(path, manifest))
+        assets = Assets(
+            normalizer=_read_normalizer(path, manifest),
+            tokenizer=(path / TOKENIZER).read_text(encoding="utf-8") if TOKENIZER in manifest.files else None,
+            weights=stored.get(f"{GRAPHS}/{FILE}", {}),
+        )
+        policy_family.make_program(manifest.spec, config, assets)
     except ValidationError as error:
         raise BundleInvalid(f"{path.name}/{MANIFEST}: config: {_first(error)}") from error
+    except KeyError as error:
+        raise BundleInvalid(f"{path.name}: {GRAPHS}/{FILE} has no tensor {error}") from error
     except ValueError as error:
         raise BundleInvalid(f"{path.name}: {error}") from error
-    return Bundle(path, manifest, policy_family, config, program)
+    return Bundle(path, manifest, policy_family, config, assets)
 
 
 def find_bundles(paths: Iterable[Path]) -> tuple[Path, ...]:
@@ -163,15 +178,6 @@ def _read_normalizer(path: Path, manifest: Manifest) -> Normalizer | None:
         return TypeAdapter(Normalizer).validate_json((path / "normalizer.json").read_bytes())
     except ValidationError as error:
         raise BundleInvalid(f"{path.name}/normalizer.json: {_first(error)}") from error
-
-
-def _check_weights(path: Path) -> None:
-    # A pickle can carry code; the only weights that are ever opened are safetensors, whatever the file is called.
-    try:
-        with safe_open(path, framework="numpy") as file:
-            file.keys()
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise BundleInvalid(f"{path.name} is not a safetensors file ({error}); pickled weights are refused") from error
 
 
 def _inside(path: Path, name: str) -> Path:

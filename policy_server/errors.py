@@ -73,6 +73,12 @@ class ObservationError(ClientError):
     status = 422
 
 
+class UnusableGoal(ObservationError):
+    """A goal is of the right kind, but the policy can make nothing of it."""
+
+    code = "unusable_goal"
+
+
 class MissingInput(ObservationError):
     """The spec needs an input that did not come."""
 

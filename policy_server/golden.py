@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from policy_models.program import Program
-from policy_models.spec import Observation, PolicySpec, SamplingOptions
+from policy_models.spec import CameraSpec, Observation, PolicySpec, SamplingOptions
 from policy_server.engine.base import Engine
 from policy_server.errors import BundleInvalid, GoldenDrift
 from policy_server.runtime.sampling import drive
@@ -39,10 +39,21 @@ def draw_observation(spec: PolicySpec, draw: np.random.Generator) -> Observation
             return draw.uniform(spec.state.low, spec.state.high, (rows, spec.state.width)).astype(np.float32)
         return draw.standard_normal((rows, spec.state.width), dtype=np.float32)
 
+    def image(camera: CameraSpec) -> np.ndarray:
+        return draw.integers(0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
+
+    def goal() -> np.ndarray | str | None:
+        if spec.goal.kind == "state":
+            return state(spec.goal.length)
+        if spec.goal.kind == "image":
+            assert spec.goal.camera is not None
+            return image(spec.goal.camera)
+        return str(draw.choice(spec.goal.examples or ("pick up the block",))) if spec.goal.kind == "text" else None
+
     return Observation(
-        images={c.name: draw.integers(0, 256, (c.height, c.width, 3), dtype=np.uint8) for c in spec.cameras},
+        images={c.name: image(c) for c in spec.cameras},
         state=state(1)[0] if spec.state else None,
-        goal=state(spec.goal.length) if spec.goal.kind == "state" else None,
+        goal=goal(),
     )
 
 
@@ -67,9 +78,15 @@ class GoldenCase:
             images, self._arrays.get("state"), str(goal) if goal is not None and goal.dtype.kind == "U" else goal
         )
 
-    def inputs(self) -> dict[str, np.ndarray]:
+    def inputs(self) -> dict[str, Any]:
         """Return the same observation as a robot would send it."""
-        return {k.removeprefix("images/"): v for k, v in self._arrays.items() if k not in ("seed", "actions")}
+        observation = self.observation()
+        inputs: dict[str, Any] = dict(observation.images)
+        if observation.state is not None:
+            inputs["state"] = observation.state
+        if observation.goal is not None:
+            inputs["prompt" if isinstance(observation.goal, str) else "goal"] = observation.goal
+        return inputs
 
     def drift(self, program: Program, engine: Engine) -> float:
         """Replay the case; return the largest deviation as a fraction of each action's range."""

@@ -18,6 +18,9 @@ import torch
 
 from policy_models.beso.config import BesoConfig
 from policy_models.beso.network import make_denoiser
+from policy_models.mode.assembly import ModeNetworks
+from policy_models.mode.config import ImageConfig, ModeConfig, TextConfig, TransformerConfig, VisionConfig
+from policy_models.mode.tokenizer import learn_merges, make_tokenizer
 from policy_models.normalizer import Normalizer, Statistics
 from policy_models.spec import CameraSpec, GoalSpec, PolicySpec, SamplerSpec, VectorSpec
 from policy_server.bundle import FORMAT, Bundle, Manifest
@@ -52,6 +55,49 @@ def camera_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     )
     manifest = Manifest(FORMAT, "camera", "hold", "1", "Holds still.", "Apache-2.0", spec, tolerance={"f32": 0.0})
     return write_bundle(tmp_path_factory.mktemp("bundles") / "camera", manifest)
+
+
+@pytest.fixture(scope="session")
+def tiny_mode_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A MoDE bundle with random weights: two cameras and an instruction in, chunks of 4 out."""
+    return _write_tiny_mode(tmp_path_factory.mktemp("bundles") / "tiny-mode", text=TextConfig(600, 32, 1, 2, 24, 16))
+
+
+@pytest.fixture(scope="session")
+def tiny_goal_image_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same, but its goals are images."""
+    path = tmp_path_factory.mktemp("bundles") / "tiny-goal-image"
+    return _write_tiny_mode(path, vision=VisionConfig(32, 16, 32, 1, 2, 16))
+
+
+def _write_tiny_mode(path: Path, *, text: TextConfig | None = None, vision: VisionConfig | None = None) -> Bundle:
+    torch.manual_seed(0)
+    config = ModeConfig(
+        TransformerConfig(3, 4, 32, 2, 4, goal_width=16, token_width=64), ImageConfig("resnet18", 8), text, vision
+    )
+    spec = PolicySpec(
+        action=VectorSpec(("x", "y", "gripper"), ("m", "m", ""), (-1.0,) * 3, (1.0,) * 3),
+        cameras=(CameraSpec("static", 48, 64), CameraSpec("wrist", 32, 32, "area", crop=0.9)),
+        goal=GoalSpec("text", examples=("open the drawer", "close the drawer"))
+        if text
+        else GoalSpec("image", camera=CameraSpec("goal", 32, 32, "area")),
+        horizon=4,
+        step_s=0.05,
+        sampler=SamplerSpec("ddim", "exponential", 3, 0.05, 1.0),
+    )
+    networks = ModeNetworks(config, [camera.name for camera in spec.cameras])
+    networks.materialize()
+    for name, parameter in networks.named_parameters():
+        # Images, goals and noise levels must all show in the actions.
+        if name.startswith("denoiser"):
+            torch.nn.init.normal_(parameter, std=0.3)
+        elif "film" in name:
+            torch.nn.init.normal_(parameter, mean=1.0 if name.endswith("bias") else 0.0, std=0.2)
+    tokenizer = make_tokenizer(learn_merges(spec.goal.examples, 86)) if text else None
+    manifest = Manifest(
+        FORMAT, path.name, "mode", "1", "Random weights.", "Apache-2.0", spec, asdict(config), dict(DEFAULT_TOLERANCE)
+    )
+    return write_bundle(path, manifest, weights=networks.state_dict(), tokenizer=tokenizer)
 
 
 def _write_tiny(path: Path, *, window: int, horizon: int) -> Bundle:

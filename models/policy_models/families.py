@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Protocol, cast
 
-from policy_models.normalizer import Normalizer
-from policy_models.program import Graph, Program
+from policy_models.program import Assets, Graph, Program
 from policy_models.spec import PolicySpec
 
 FAMILIES: Mapping[str, str] = {
     "beso": "policy_models.beso.family",
     "hold": "policy_models.hold.family",
+    "mode": "policy_models.mode.family",
 }
 
 
@@ -19,10 +19,10 @@ class Family(Protocol):
 
     Config: type
 
-    def make_program(self, spec: PolicySpec, config: Any, normalizer: Normalizer | None) -> Program:
+    def make_program(self, spec: PolicySpec, config: Any, assets: Assets) -> Program:
         """Return the program of one bundle; raises ValueError if the parts do not fit each other."""
 
-    def make_graphs(self, config: Any, weights: Mapping[str, Any]) -> Mapping[str, Graph]:
+    def make_graphs(self, spec: PolicySpec, config: Any, weights: Mapping[str, Any]) -> Mapping[str, Graph]:
         """Return the graphs of one bundle in torch; raises RuntimeError if the weights do not fit."""
 
 

@@ -6,11 +6,12 @@ several robots can share a batch, and a request can be dropped between two steps
 """
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from policy_models.normalizer import Normalizer
 from policy_models.spec import Observation, PolicySpec, SamplingOptions
 
 Tensors = Mapping[str, np.ndarray]
@@ -18,6 +19,25 @@ Tensors = Mapping[str, np.ndarray]
 
 class UnsuitableOptions(ValueError):
     """The options of a request cannot be had from this policy; says why."""
+
+
+class UnsuitableGoal(ValueError):
+    """The goal of a request cannot be given to this policy; says why."""
+
+
+@dataclass(frozen=True)
+class Assets:
+    """What a bundle holds for its program, besides spec and configuration.
+
+    Attributes:
+        normalizer: Scales states and actions; None for policies that need no scaling.
+        tokenizer: The text of `tokenizer.json`, for policies that read instructions.
+        weights: The networks' weights by name, each read when it is asked for.
+    """
+
+    normalizer: Normalizer | None = None
+    tokenizer: str | None = None
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,4 +109,5 @@ class Program(Protocol):
 
         Raises:
             UnsuitableOptions: The dialogue raises it when it is begun.
+            UnsuitableGoal: Likewise.
         """

@@ -58,6 +58,7 @@ class CameraSpec:
         width: Columns that the network takes.
         resize: What happens to an image of another size: "refuse", or OpenCV's "area" or "linear" resampling. It must
             be the rule of the training data: resamplers differ by up to 11 grey levels.
+        crop: Fraction of height and width around the centre that is kept before resizing.
     """
 
     __pydantic_config__ = _STRICT
@@ -66,10 +67,13 @@ class CameraSpec:
     height: int
     width: int
     resize: ResizeRule = "refuse"
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1 or self.name in ("", "state", "goal", "prompt"):
-            raise ValueError(f"no camera can be called {self.name!r} and have {self.width}x{self.height} pixels")
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"camera {self.name!r} cannot have {self.width}x{self.height} pixels")
+        if not 0 < self.crop <= 1 or (self.crop < 1 and self.resize == "refuse"):
+            raise ValueError(f"camera {self.name!r}: crop is a fraction and needs a resize rule, got {self.crop}")
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ class GoalSpec:
         kind: "none", "state" (a state vector), "image" or "text".
         length: How many goal frames, G; a single one may be sent without that axis.
         required: Whether an observation without a goal is refused. If not, it is answered goal-free.
+        camera: What a goal image is resized to; for goals of kind "image".
+        examples: Instructions that the policy was trained to follow; for goals of kind "text".
+        longest: Characters that an instruction may have.
     """
 
     __pydantic_config__ = _STRICT
@@ -87,6 +94,13 @@ class GoalSpec:
     kind: GoalKind = "none"
     length: int = 1
     required: bool = True
+    camera: CameraSpec | None = None
+    examples: tuple[str, ...] = ()
+    longest: int = 1000
+
+    def __post_init__(self) -> None:
+        if (self.kind == "image") != (self.camera is not None):
+            raise ValueError("goal images need a goal.camera, and nothing else has one")
 
 
 @dataclass(frozen=True)
@@ -148,6 +162,8 @@ class PolicySpec:
         cameras = [camera.name for camera in self.cameras]
         if len(set(cameras)) != len(cameras):
             raise ValueError(f"two cameras share a name: {', '.join(cameras)}")
+        if taken := {"", "state", "goal", "prompt"}.intersection(cameras):
+            raise ValueError(f"no camera can be called {', '.join(map(repr, taken))}: it means something else")
         if self.goal.kind == "state" and self.state is None:
             raise ValueError("a state goal needs a state")
 

@@ -50,25 +50,25 @@ class EngineChoice:
 def _make_onnx(bundle: "Bundle", threads: int) -> Engine:
     from policy_server.engine.onnx import OnnxEngine
 
-    return OnnxEngine(bundle.graphs, threads)
+    return OnnxEngine(bundle.graphs(), threads)
 
 
 def _make_openvino_f32(bundle: "Bundle", threads: int) -> Engine:
     from policy_server.engine.openvino import OpenVinoEngine
 
-    return OpenVinoEngine(bundle.graphs, threads, "f32")
+    return OpenVinoEngine(bundle.graphs(), threads, "f32")
 
 
 def _make_openvino_bf16(bundle: "Bundle", threads: int) -> Engine:
     from policy_server.engine.openvino import OpenVinoEngine
 
-    return OpenVinoEngine(bundle.graphs, threads, "bf16")
+    return OpenVinoEngine(bundle.graphs(), threads, "bf16")
 
 
 def _make_torch(bundle: "Bundle", threads: int) -> Engine:
     from policy_server.engine.torch import TorchEngine
 
-    return TorchEngine(bundle.family, bundle.config, bundle.weights, threads)
+    return TorchEngine(bundle.family, bundle.spec, bundle.config, bundle.weights, threads)
 
 
 ENGINES: Mapping[str, EngineChoice] = {

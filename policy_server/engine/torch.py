@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from policy_models.families import Family
+from policy_models.spec import PolicySpec
 from policy_server.engine.base import Tensors
+from policy_server.weights import transposed_names
 
 
 class TorchEngine:
@@ -16,11 +18,11 @@ class TorchEngine:
     name = "torch"
     precision = "f32"
 
-    def __init__(self, family: Family, config: Any, weights: Path, threads: int) -> None:
+    def __init__(self, family: Family, spec: PolicySpec, config: Any, weights: Path, threads: int) -> None:
         # torch keeps one thread pool per process; its barriers collapse next to a busy neighbour, so small is safe.
         if threads:
             torch.set_num_threads(threads)
-        self._graphs = family.make_graphs(config, load_file(weights) if weights.exists() else {})
+        self._graphs = family.make_graphs(spec, config, load_weights(weights) if weights.exists() else {})
 
     def run(self, graph: str, inputs: Tensors) -> Tensors:
         """Run one graph; see `Engine.run`."""
@@ -33,3 +35,11 @@ class TorchEngine:
     def close(self) -> None:
         """Drop the modules."""
         self._graphs = {}
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a bundle's weights as torch has them."""
+    with safe_open(path, framework="pt") as file:
+        transposed = transposed_names(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return {name: tensor.T if name in transposed else tensor for name, tensor in tensors.items()}

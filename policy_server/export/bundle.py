@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from policy_models.families import family
 from policy_models.normalizer import Normalizer
-from policy_server.bundle import MANIFEST, Bundle, Manifest, digest, load_bundle
+from policy_server.bundle import GRAPHS, MANIFEST, TOKENIZER, Bundle, Manifest, digest, load_bundle
 from policy_server.engine.base import ENGINES
 from policy_server.errors import BundleInvalid
 from policy_server.golden import write_golden
@@ -31,6 +31,7 @@ def write_bundle(
     *,
     normalizer: Normalizer | None = None,
     weights: "Mapping[str, Tensor] | None" = None,
+    tokenizer: str | None = None,
     seed: int = 0,
 ) -> Bundle:
     """Write a bundle that `load_bundle` accepts, and return it.
@@ -40,6 +41,7 @@ def write_bundle(
         manifest: Everything but `files`, which is filled in here.
         normalizer: For families that scale states and actions.
         weights: Under the keys of the family's modules; None for a family without graphs.
+        tokenizer: The text of a `tokenizer.json`, for policies that read instructions.
         seed: Of the golden observation and its chunk.
 
     Raises:
@@ -52,12 +54,14 @@ def write_bundle(
         folder = Path(scratch)
         if normalizer is not None:
             (folder / "normalizer.json").write_bytes(TypeAdapter(Normalizer).dump_json(normalizer, indent=1) + b"\n")
+        if tokenizer is not None:
+            (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
         if weights is not None:
             _write_network(folder, manifest, weights)
         _write_manifest(folder, manifest)
         bundle = load_bundle(folder)
         engine = ENGINES["onnx" if weights is None else "torch"].make(bundle, 1)
-        write_golden(folder / "golden.npz", bundle.program, engine, seed=seed, draw=np.random.default_rng(seed))
+        write_golden(folder / "golden.npz", bundle.new_program(), engine, seed=seed, draw=np.random.default_rng(seed))
         _write_manifest(folder, manifest)
         path.mkdir(exist_ok=True)
         _replace_files(folder, path)
@@ -65,14 +69,11 @@ def write_bundle(
 
 
 def _write_network(folder: Path, manifest: Manifest, weights: "Mapping[str, Tensor]") -> None:
-    from safetensors.torch import save_file
-
     from policy_server.export.onnx import export_graphs
 
     policy_family = family(manifest.family)
     config: Any = TypeAdapter(policy_family.Config).validate_python(manifest.config)
-    save_file(dict(weights), folder / "weights.safetensors")
-    export_graphs(policy_family.make_graphs(config, weights), folder / "graphs")
+    export_graphs(policy_family.make_graphs(manifest.spec, config, weights), weights, folder / GRAPHS)
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

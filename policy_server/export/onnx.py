@@ -1,54 +1,158 @@
-"""Exports a policy's torch graphs to ONNX with a dynamic batch."""
+"""Exports a policy's torch graphs to ONNX with a dynamic batch, and makes them share one file of weights."""
 
+import json
 import logging
+import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
+import numpy as np
+import onnx_ir as ir
 import torch
+from safetensors.torch import save_file
 
 from policy_models.program import Graph
+from policy_server.weights import FILE, describe_transposed
 
 # Higher than any batch that is served; torch.export wants a bound.
 _MAX_BATCH = 1024
+# Smaller constants stay inside the graph.
+_SHARED_BYTES = 1024
 
 
-def export_graphs(graphs: Mapping[str, Graph], folder: Path) -> None:
-    """Write `<name>.onnx` for every graph, opset 20, first axis of every tensor dynamic."""
+def export_graphs(graphs: Mapping[str, Graph], weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write `<name>.onnx` for every graph, and the weights that they refer to, into `folder`.
+
+    Opset 20, first axis of every tensor dynamic. A constant that is a stored tensor, or one turned round, is not
+    written again but read from the weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    stored = {name: tensor.numpy() for name, tensor in weights.items()}
+    index = _index(stored)
+    models = {name: _export(graph) for name, graph in graphs.items()}
+    matches = {name: _match(model, stored, index) for name, model in models.items()}
+
+    every = [match for found in matches.values() for match in found]
+    as_they_are = {match.tensor for match in every if not match.transposed}
+    transposed = frozenset(match.tensor for match in every) - as_they_are
+    path = folder / FILE
+    save_file(
+        {name: (t.T if name in transposed else t).contiguous() for name, t in weights.items()},
+        path,
+        metadata=describe_transposed(transposed),
+    )
+    places = _places(path)
+    for name, model in models.items():
+        for match in matches[name]:
+            if match.transposed == (match.tensor in transposed):
+                _refer(match.constant, *places[match.tensor])
+        _forget_origin(model)
+        ir.save(model, folder / f"{name}.onnx")
+
+
+@dataclass(frozen=True)
+class _Match:
+    constant: ir.Value
+    tensor: str
+    transposed: bool
+
+
+def _export(graph: Graph) -> ir.Model:
     # The exporter reports its stages and torchvision's absence at level WARNING.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    for name, graph in graphs.items():
-        batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
-        with warnings.catch_warnings():
-            # torch 2.13 calls deprecated parts of its own from inside the exporter.
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                _ByName(graph.exported or graph.module),
-                kwargs={"inputs": dict(graph.inputs)},
-                f=str(folder / f"{name}.onnx"),
-                input_names=list(graph.inputs),
-                output_names=list(graph.outputs),
-                dynamic_shapes={"inputs": {input_name: {0: batch} for input_name in graph.inputs}},
-                opset_version=20,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-                optimize=True,
-            )
-        _forget_origin(folder / f"{name}.onnx")
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    with warnings.catch_warnings(), torch.no_grad():
+        # torch 2.13 calls deprecated parts of its own from inside the exporter.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _ByName(graph.exported or graph.module).eval(),
+            kwargs={"inputs": dict(graph.inputs)},
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_shapes={"inputs": {input_name: {0: batch} for input_name in graph.inputs}},
+            opset_version=20,
+            dynamo=True,
+            verbose=False,
+            optimize=True,
+        )
+    assert program is not None
+    return program.model
 
 
-def _forget_origin(path: Path) -> None:
+def _index(stored: Mapping[str, np.ndarray]) -> dict[tuple[Any, ...], tuple[str, bool]]:
+    """Return (name, whether transposed) by a signature: shape and a sample of the numbers."""
+    index: dict[tuple[Any, ...], tuple[str, bool]] = {}
+    for name, array in stored.items():
+        if array.nbytes >= _SHARED_BYTES:
+            index.setdefault(_signature(array), (name, False))
+            if array.ndim == 2:
+                index.setdefault(_signature(array.T), (name, True))
+    return index
+
+
+def _signature(array: np.ndarray) -> tuple[Any, ...]:
+    sample = array.flat[np.linspace(0, array.size - 1, 64).astype(np.int64)]
+    return array.shape, array.dtype.str, sample.tobytes()
+
+
+def _match(
+    model: ir.Model, stored: Mapping[str, np.ndarray], index: Mapping[tuple[Any, ...], tuple[str, bool]]
+) -> list[_Match]:
+    found = []
+    for constant in model.graph.initializers.values():
+        assert constant.const_value is not None
+        if constant.const_value.nbytes < _SHARED_BYTES:
+            continue
+        array = constant.const_value.numpy()
+        name, transposed = index.get(_signature(array), ("", False))
+        if name and np.array_equal(array, stored[name].T if transposed else stored[name]):
+            found.append(_Match(constant, name, transposed))
+    return found
+
+
+def _places(path: Path) -> dict[str, tuple[int, int]]:
+    """Return where each tensor of a safetensors file begins, and its length, in bytes."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {
+        name: (8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _refer(constant: ir.Value, offset: int, length: int) -> None:
+    assert constant.const_value is not None and constant.name is not None
+    constant.const_value = ir.ExternalTensor(
+        FILE,
+        offset,
+        length,
+        constant.const_value.dtype,
+        shape=ir.Shape(constant.const_value.shape.numpy()),
+        name=constant.name,
+    )
+
+
+def _forget_origin(model: ir.Model) -> None:
     """Remove what the exporter notes about every node: stack traces with the paths of this machine."""
-    model = onnx.load(path)
-    graph = model.graph
-    for described in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        del described.metadata_props[:]
-        described.doc_string = ""
-    onnx.save(model, path)
+    for described in _described(model):
+        described.metadata_props.clear()
+        described.doc_string = None
+
+
+def _described(model: ir.Model) -> Iterator[Any]:
+    yield model
+    for graph in (model.graph, *model.graph.subgraphs()):
+        yield graph
+        yield from graph.inputs
+        yield from graph.initializers.values()
+        for node in graph:
+            yield node
+            yield from node.outputs
 
 
 class _ByName(torch.nn.Module):

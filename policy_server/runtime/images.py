@@ -29,6 +29,8 @@ def read_image(camera: CameraSpec, value: object) -> np.ndarray:
         ShapeMismatch: Another size, and the spec's resize rule is "refuse"; or no RGB image at all.
     """
     image = decode_image(camera.name, value) if isinstance(value, bytes) else check_rgb(camera.name, value)
+    if camera.crop < 1:
+        image = _centre(image, camera.crop)
     if image.shape[:2] == (camera.height, camera.width):
         return image
     if camera.resize == "refuse":
@@ -60,3 +62,9 @@ def check_rgb(name: str, value: object) -> np.ndarray:
     if value.ndim != 3 or value.shape[2] != 3 or 0 in value.shape:
         raise ShapeMismatch(name, value.shape, "(height, width, 3)")
     return value
+
+
+def _centre(image: np.ndarray, fraction: float) -> np.ndarray:
+    height, width = (max(1, round(fraction * size)) for size in image.shape[:2])
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return np.ascontiguousarray(image[top : top + height, left : left + width])

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from policy_models.spec import Observation, PolicySpec, VectorSpec
-from policy_server.errors import MissingInput, NotFinite, ShapeMismatch, UnexpectedInput, WrongType
-from policy_server.runtime.images import check_rgb, decode_image, read_image
+from policy_server.errors import MissingInput, NotFinite, ShapeMismatch, UnexpectedInput, UnusableGoal, WrongType
+from policy_server.runtime.images import read_image
 
 # How the field spells one input: openpi sends "observation/state" or {"images": {"top": ...}}, LeRobot sends
 # "observation.images.top". Below these prefixes, a name means the same.
@@ -25,8 +25,8 @@ def describe_inputs(spec: PolicySpec) -> dict[str, str]:
     if goal:
         kinds = {
             "state": f"float32 ({spec.goal.length}, {spec.state.width if spec.state else 0}), a state to reach",
-            "image": "an RGB image, raw or JPEG or PNG",
-            "text": "an instruction",
+            "image": "an RGB image of what it should look like when done, raw or JPEG or PNG",
+            "text": "an instruction" + "".join(f", such as {e!r}" for e in spec.goal.examples[:1]),
         }
         inputs[goal] = kinds[spec.goal.kind] + ("" if spec.goal.required else "; may be left out")
     return inputs
@@ -41,7 +41,8 @@ class ObservationReader:
         self.names = tuple(describe_inputs(spec))
         self._known = frozenset(self.names)
         self._cameras = {camera.name: camera for camera in spec.cameras}
-        self._sizes = frozenset((camera.height, camera.width) for camera in spec.cameras)
+        seen = spec.cameras if spec.goal.camera is None else (*spec.cameras, spec.goal.camera)
+        self._sizes = frozenset((camera.height, camera.width) for camera in seen if camera.crop == 1)
         self._goal_name = _GOAL_NAMES[spec.goal.kind]
 
     def read(self, raw: Mapping[str, Any]) -> Observation:
@@ -102,8 +103,13 @@ class ObservationReader:
         if kind == "text":
             if not isinstance(value, str) or not value.strip():
                 raise WrongType(name, repr(value) if isinstance(value, str) else type(value).__name__, "an instruction")
+            if len(value) > self.spec.goal.longest:
+                raise UnusableGoal(
+                    f"{name!r} has {len(value)} characters, an instruction has at most {self.spec.goal.longest}"
+                )
             return value
-        return decode_image(name, value) if isinstance(value, bytes) else check_rgb(name, value)
+        assert self.spec.goal.camera is not None, "the spec was checked when it was read"
+        return read_image(self.spec.goal.camera, value)
 
     def _state(self, name: str, value: Any, *, rows: int | None) -> np.ndarray:
         """Return (S,) float32 for `rows` None, else (rows, S)."""

@@ -3,9 +3,9 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from policy_models.program import Dialogue, Outcome, UnsuitableOptions
+from policy_models.program import Dialogue, Outcome, UnsuitableGoal, UnsuitableOptions
 from policy_server.engine.base import Engine
-from policy_server.errors import InvalidOption, Overloaded
+from policy_server.errors import InvalidOption, Overloaded, UnusableGoal
 from policy_server.runtime.deadline import Deadline
 from policy_server.runtime.sampling import resume
 
@@ -37,11 +37,13 @@ class Scheduler:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"infer-{name}")
 
     async def run(self, dialogue: Dialogue, deadline: Deadline) -> Outcome:
-        """Answer one dialogue, which holds a place in the queue; raises DeadlineExceeded and InvalidOption."""
+        """Answer one dialogue, which holds a place in the queue; raises DeadlineExceeded and ClientError."""
         try:
             call = next(dialogue)
         except UnsuitableOptions as error:
             raise InvalidOption(f"'options': {error}") from error
+        except UnsuitableGoal as error:
+            raise UnusableGoal(str(error)) from error
         except StopIteration as finished:  # it asks no graph, so it needs no thread
             outcome: Outcome = finished.value
             return outcome

@@ -65,6 +65,7 @@ def test_specs_programs_and_samplers_need_no_torch() -> None:
     loaded = _loaded_by(
         "import policy_models.spec, policy_models.program, policy_models.families\n"
         "import policy_models.diffusion.samplers, policy_models.diffusion.schedules\n"
-        "import policy_models.beso.family, policy_models.hold.family"
+        "import policy_models.beso.family, policy_models.hold.family\n"
+        "import policy_models.mode.family, policy_models.mode.program, policy_models.mode.routing"
     )
     assert not loaded & set(HEAVY)

@@ -81,7 +81,7 @@ def test_it_leaves_its_inputs_alone(engine: Engine) -> None:
 def test_a_whole_chunk_agrees_with_the_oracle(
     engine: Engine, oracle: Engine, tiny_bundle: Bundle, sampler: str, guidance: float
 ) -> None:
-    program = tiny_bundle.program
+    program = tiny_bundle.new_program()
     observation = draw_observation(program.spec, np.random.default_rng(3))
     options = SamplingOptions(seed=5, steps=5, sampler=sampler, guidance=guidance)
     got = drive(program.infer(observation, program.begin(), options), engine).actions

@@ -48,6 +48,6 @@ def slow_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
     return write_bundle(
         tmp_path_factory.mktemp("bundles") / "slow",
         manifest,
-        normalizer=tiny_bundle.program.normalizer,
+        normalizer=tiny_bundle.new_program().normalizer,
         weights=make_denoiser(config).state_dict(),
     )

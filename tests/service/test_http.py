@@ -141,8 +141,8 @@ def test_a_spec_tells_units_limits_and_rates(http: httpx.Client) -> None:
 def test_a_spec_tells_the_size_and_the_resize_rule_of_each_camera(http: httpx.Client) -> None:
     cameras = http.get("/v1/policies/camera").json()["spec"]["cameras"]
     assert cameras == [
-        {"name": "top", "height": 48, "width": 64, "resize": "refuse"},
-        {"name": "wrist", "height": 32, "width": 32, "resize": "area"},
+        {"name": "top", "height": 48, "width": 64, "resize": "refuse", "crop": 1.0},
+        {"name": "wrist", "height": 32, "width": 32, "resize": "area", "crop": 1.0},
     ]
 
 

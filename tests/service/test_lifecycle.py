@@ -47,13 +47,13 @@ class _Opened:
 
 
 def _flip_a_weight(bundle: Tampered) -> None:
-    weights = bytearray((bundle.path / "weights.safetensors").read_bytes())
+    weights = bytearray((bundle.path / "graphs/weights.safetensors").read_bytes())
     weights[-1] ^= 1
-    (bundle.path / "weights.safetensors").write_bytes(weights)
+    (bundle.path / "graphs/weights.safetensors").write_bytes(weights)
 
 
 def _pickle_the_weights(bundle: Tampered) -> None:
-    bundle.write("weights.safetensors", pickle.dumps(_Opened(bundle.path / "opened")))
+    bundle.write("graphs/weights.safetensors", pickle.dumps(_Opened(bundle.path / "opened")))
 
 
 def _pickle_the_golden_case(bundle: Tampered) -> None:

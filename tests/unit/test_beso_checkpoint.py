@@ -150,12 +150,12 @@ def test_an_imported_bundle_acts_as_upstreams_agent_did(published: Path, tmp_pat
 
     case = parity_case("beso_rollout_push_minmax")
     engine = load_engine(bundle, "onnx", 1).engine
-    memory = bundle.program.begin()
+    memory = bundle.new_program().begin()
     for step in range(7):
         noise = case.arrays[f"init_noise/{step}"]
         monkeypatch.setattr(np.random, "default_rng", lambda seed, noise=noise: _Taped(noise))
         observation = Observation({}, case.arrays[f"obs/{step}"][0], case.arrays["goal_raw"])
-        outcome = drive(bundle.program.infer(observation, memory, SamplingOptions(0)), engine)
+        outcome = drive(bundle.new_program().infer(observation, memory, SamplingOptions(0)), engine)
         memory = outcome.memory
         wanted = case.arrays[f"action/{step}"].reshape(1, -1)
         np.testing.assert_allclose(outcome.actions, wanted, atol=2e-5, rtol=1e-4)

@@ -133,7 +133,7 @@ def test_the_agent_reproduces_seven_control_steps(name: str, monkeypatch: pytest
     zeroed = (2, 5, 6, 7, 8, 9) if case.about["scaler"] == "MinMaxScaler" else ()
     config = case.config(zeroed_goal_dims=zeroed)
     program = BesoProgram(_rollout_spec(case), config, _rollout_normalizer(case))
-    denoise = make_graphs(config, case.weights)["denoise"]
+    denoise = make_graphs(program.spec, config, case.weights)["denoise"]
     memory = program.begin()
     for step in range(7):
         noise = case.arrays[f"init_noise/{step}"]

@@ -26,7 +26,7 @@ def _play(program, memory, options, observation=None) -> tuple[list[GraphCall], 
 
 
 def test_a_seed_decides_the_chunk(tiny_bundle: Bundle) -> None:
-    program = tiny_bundle.program
+    program = tiny_bundle.new_program()
     first, again, other = (_play(program, program.begin(), SamplingOptions(seed))[1].actions for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -34,7 +34,7 @@ def test_a_seed_decides_the_chunk(tiny_bundle: Bundle) -> None:
 
 @pytest.mark.parametrize(("guidance", "rows"), [(0.0, 1), (1.0, 1), (1.5, 2)])
 def test_guidance_asks_for_both_estimates_in_one_call(tiny_bundle: Bundle, guidance: float, rows: int) -> None:
-    program = tiny_bundle.program
+    program = tiny_bundle.new_program()
     calls, _ = _play(program, program.begin(), SamplingOptions(1, guidance=guidance))
     assert [len(value) for call in calls for value in call.inputs.values()] == [rows] * 4 * len(calls)
     goal_free_last = not calls[0].inputs["goal"][-1].any()
@@ -42,7 +42,7 @@ def test_guidance_asks_for_both_estimates_in_one_call(tiny_bundle: Bundle, guida
 
 
 def test_what_a_goal_does_not_prescribe_is_zero_for_the_network(tiny_bundle: Bundle) -> None:
-    program = tiny_bundle.program
+    program = tiny_bundle.new_program()
     calls, _ = _play(program, program.begin(), SamplingOptions(1))
     assert not calls[0].inputs["goal"][0, 0, 2:].any()
     assert calls[0].inputs["goal"][0, 0, :2].all()
@@ -50,7 +50,7 @@ def test_what_a_goal_does_not_prescribe_is_zero_for_the_network(tiny_bundle: Bun
 
 
 def test_left_out_goals_are_goal_free_whatever_the_guidance(tiny_bundle: Bundle) -> None:
-    program = tiny_bundle.program
+    program = tiny_bundle.new_program()
     without = Observation({}, STATE, None)
     guided = _play(program, program.begin(), SamplingOptions(1, guidance=2.0), without)[1].actions
     free = _play(program, program.begin(), SamplingOptions(1, guidance=0.0))[1].actions
@@ -58,13 +58,13 @@ def test_left_out_goals_are_goal_free_whatever_the_guidance(tiny_bundle: Bundle)
 
 
 def test_a_request_decides_its_own_number_of_steps(tiny_bundle: Bundle) -> None:
-    program = tiny_bundle.program
+    program = tiny_bundle.new_program()
     assert len(_play(program, program.begin(), SamplingOptions(1, steps=7))[0]) == 7
     assert len(_play(program, program.begin(), SamplingOptions(1, steps=7, sampler="heun"))[0]) == 13
 
 
 def test_the_window_fills_and_then_slides(tiny_step_bundle: Bundle) -> None:
-    program = tiny_step_bundle.program
+    program = tiny_step_bundle.new_program()
     memory, seen = program.begin(), []
     for step in range(5):
         observation = Observation({}, np.full(4, step, dtype=np.float32), GOAL)
@@ -78,7 +78,7 @@ def test_the_window_fills_and_then_slides(tiny_step_bundle: Bundle) -> None:
 
 
 def test_a_dropped_request_leaves_its_session_as_it_was(tiny_step_bundle: Bundle) -> None:
-    program = tiny_step_bundle.program
+    program = tiny_step_bundle.new_program()
     memory = _play(program, program.begin(), SamplingOptions(1))[1].memory
     states, actions = [*map(np.copy, memory.states)], [*map(np.copy, memory.actions)]
     dialogue = program.infer(Observation({}, STATE, GOAL), memory, SamplingOptions(2))
@@ -90,8 +90,8 @@ def test_a_dropped_request_leaves_its_session_as_it_was(tiny_step_bundle: Bundle
 
 def test_a_schedule_with_too_few_levels_is_the_requests_mistake(tiny_bundle: Bundle) -> None:
     few = SamplerSpec("ddim", "iddpm", 3, 0.3, 0.5)
-    program = type(tiny_bundle.program)(
-        replace(tiny_bundle.spec, sampler=few), tiny_bundle.config, tiny_bundle.program.normalizer
+    program = type(tiny_bundle.new_program())(
+        replace(tiny_bundle.spec, sampler=few), tiny_bundle.config, tiny_bundle.new_program().normalizer
     )
     with pytest.raises(UnsuitableOptions, match="fewer than 200 steps"):
         next(program.infer(Observation({}, STATE, GOAL), program.begin(), SamplingOptions(1, steps=200)))

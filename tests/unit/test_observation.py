@@ -123,7 +123,13 @@ def test_a_goal_that_the_policy_needs_may_be_neither_left_out_nor_null(goal) -> 
 
 
 def test_an_image_goal_is_checked_as_a_camera_is() -> None:
-    spec = PolicySpec(action=JOINTS, state=JOINTS, goal=GoalSpec("image"), horizon=2, step_s=0.1)
+    spec = PolicySpec(
+        action=JOINTS,
+        state=JOINTS,
+        goal=GoalSpec("image", camera=CameraSpec("goal", *TOP.shape[:2])),
+        horizon=2,
+        step_s=0.1,
+    )
     reader = ObservationReader(spec)
     np.testing.assert_array_equal(reader.read({"state": [1, 2], "goal": TOP}).goal, TOP)
     with pytest.raises(WrongType, match="'goal' is an array of float32, expected uint8"):

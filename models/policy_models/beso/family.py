@@ -7,8 +7,7 @@ from policy_models.beso.config import BesoConfig
 from policy_models.beso.program import BesoProgram
 from policy_models.diffusion.samplers import SAMPLERS
 from policy_models.diffusion.schedules import SCHEDULES
-from policy_models.normalizer import Normalizer
-from policy_models.program import Graph
+from policy_models.program import Assets, Graph
 from policy_models.spec import PolicySpec
 
 if TYPE_CHECKING:
@@ -17,8 +16,9 @@ if TYPE_CHECKING:
 Config = BesoConfig
 
 
-def make_program(spec: PolicySpec, config: BesoConfig, normalizer: Normalizer | None) -> BesoProgram:
+def make_program(spec: PolicySpec, config: BesoConfig, assets: Assets) -> BesoProgram:
     """Return the program of one bundle; raises ValueError if the parts do not fit each other."""
+    normalizer = assets.normalizer
     if normalizer is None or spec.state is None or spec.sampler is None:
         raise ValueError("a BESO bundle needs a state, a sampler and a normalizer")
     for what, got, wanted in (
@@ -39,7 +39,7 @@ def make_program(spec: PolicySpec, config: BesoConfig, normalizer: Normalizer | 
     return BesoProgram(spec, config, normalizer)
 
 
-def make_graphs(config: BesoConfig, weights: "Mapping[str, Tensor]") -> dict[str, Graph]:
+def make_graphs(spec: PolicySpec, config: BesoConfig, weights: "Mapping[str, Tensor]") -> dict[str, Graph]:
     """Return the graphs of one bundle in torch, with example inputs of batch 2; weights must fit key by key."""
     import torch
 

@@ -200,8 +200,10 @@ def _single_step(x: Array, sigma: float, sigma_next: float) -> Steps:
 
 def _ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
     """Split sigma_next into (sigma_down, sigma_up) with sigma_down^2 + sigma_up^2 = sigma_next^2."""
-    sigma_up = min(sigma_next, eta * math.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2)) / sigma)
-    return math.sqrt(sigma_next**2 - sigma_up**2), sigma_up
+    # In float32, as published: far below sigma its sigma_down rounds to 0, and what follows takes another branch.
+    s, s_next = np.float32(sigma), np.float32(sigma_next)
+    s_up = min(s_next, np.float32(eta) * np.sqrt(s_next**2 * (s**2 - s_next**2) / s**2))
+    return float(np.sqrt(s_next**2 - s_up**2)), float(s_up)
 
 
 def _churned(x: Array, sigma: float, noise: Noise, gamma: float) -> tuple[Array, float]:

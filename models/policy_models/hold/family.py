@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from policy_models.normalizer import Normalizer
-from policy_models.program import Dialogue, Graph, Outcome
+from policy_models.program import Assets, Dialogue, Graph, Outcome
 from policy_models.spec import Observation, PolicySpec, SamplingOptions
 
 
@@ -37,13 +36,13 @@ class HoldProgram:
         return Outcome(actions, None)
 
 
-def make_program(spec: PolicySpec, config: Config, normalizer: Normalizer | None) -> HoldProgram:
+def make_program(spec: PolicySpec, config: Config, assets: Assets) -> HoldProgram:
     """Return the program of one bundle; raises ValueError if the state is too narrow to hold."""
     if spec.state is None or spec.state.width < spec.action.width:
         raise ValueError(f"hold repeats the state as the action, so it needs {spec.action.width} state numbers or more")
     return HoldProgram(spec)
 
 
-def make_graphs(config: Config, weights: Mapping[str, Any]) -> dict[str, Graph]:
+def make_graphs(spec: PolicySpec, config: Config, weights: Mapping[str, Any]) -> dict[str, Graph]:
     """There are none."""
     return {}
