@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # Below this size of its graphs, a second thread gains a network under a tenth, and beside a busy neighbour it waits at
 # every barrier: medians rise two- to threefold (docs/decisions.md).
 _SMALL_BYTES = 32 << 20
+_LARGE_BYTES = 256 << 20
 _NEAR_TIE = 1.15
 
 
@@ -130,14 +131,15 @@ def load_engine(bundle: Bundle, requested: str, threads: int) -> LoadedEngine:
         return _load_one(bundle, case, requested, threads)
     rivals: list[LoadedEngine] = []
     refusals: list[StartupError] = []
-    # The oracle is there for comparison; it is never the fastest, and importing torch takes seconds.
-    for name in (name for name in ENGINES if name != "torch"):
-        if ENGINES[name].precision in bundle.manifest.tolerance:
-            try:
-                rivals.append(_load_one(bundle, case, name, threads))
-            except (EngineUnavailable, GoldenDrift) as error:
-                logger.info("%s: not using %s: %s", bundle.name, name, error)
-                refusals.append(error)
+    for name in _automatic(bundle):
+        try:
+            rivals.append(_load_one(bundle, case, name, threads))
+        except (EngineUnavailable, GoldenDrift) as error:
+            logger.info("%s: not using %s: %s", bundle.name, name, error)
+            refusals.append(error)
+        else:
+            if bundle.size_bytes >= _LARGE_BYTES:
+                break
     if not rivals:
         reasons = "; ".join(map(str, refusals)) or "its tolerance names no precision"
         raise EngineUnavailable(f"no engine can run {bundle.name!r} on this machine: {reasons}")
@@ -148,6 +150,14 @@ def load_engine(bundle: Bundle, requested: str, threads: int) -> LoadedEngine:
         if rival is not best:
             rival.engine.close()
     return best
+
+
+def _automatic(bundle: Bundle) -> list[str]:
+    """Return the engines that may be chosen for a bundle, in the order of preference."""
+    names = [n for n, choice in ENGINES.items() if choice.automatic and choice.precision in bundle.manifest.tolerance]
+    # A step of a large network waits for its weights, so half the bytes are half the time; trying all three would
+    # take longer than the rest of the start, and three times the memory.
+    return names if bundle.size_bytes < _LARGE_BYTES else names[::-1]
 
 
 def _load_one(bundle: Bundle, case: GoldenCase, name: str, threads: int) -> LoadedEngine:

@@ -39,12 +39,14 @@ class EngineChoice:
 
     Attributes:
         precision: What the engine computes in; the bundle states a tolerance for each.
+        automatic: Whether "auto" may choose it.
         make: Builds the engine from a bundle and a number of threads (0 lets the library choose). It imports the
             engine's library, and raises ImportError where that is not installed.
     """
 
     precision: str
     make: "Callable[[Bundle, int], Engine]"
+    automatic: bool = True
 
 
 def _make_onnx(bundle: "Bundle", threads: int) -> Engine:
@@ -65,6 +67,12 @@ def _make_openvino_bf16(bundle: "Bundle", threads: int) -> Engine:
     return OpenVinoEngine(bundle.graphs(), threads, "bf16")
 
 
+def _make_openvino_int8(bundle: "Bundle", threads: int) -> Engine:
+    from policy_server.engine.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(bundle.graphs("int8"), threads, "int8")
+
+
 def _make_torch(bundle: "Bundle", threads: int) -> Engine:
     from policy_server.engine.torch import TorchEngine
 
@@ -75,5 +83,8 @@ ENGINES: Mapping[str, EngineChoice] = {
     "onnx": EngineChoice("f32", _make_onnx),
     "openvino": EngineChoice("f32", _make_openvino_f32),
     "openvino-bf16": EngineChoice("bf16", _make_openvino_bf16),
-    "torch": EngineChoice("f32", _make_torch),
+    # Its error is of another order than rounding, so somebody must have wanted it.
+    "openvino-int8": EngineChoice("int8", _make_openvino_int8, automatic=False),
+    # The oracle is there for comparison; it is never the fastest, and importing torch takes seconds.
+    "torch": EngineChoice("f32", _make_torch, automatic=False),
 }

@@ -1,4 +1,4 @@
-"""The fast engine on most CPUs: OpenVINO, in float32 or bfloat16."""
+"""The fast engine on most CPUs: OpenVINO, in float32, in bfloat16, or with int8 weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +13,12 @@ from policy_server.engine.base import Tensors
 class OpenVinoEngine:
     """Runs ONNX graphs on the CPU in a stated precision."""
 
-    def __init__(self, graphs: Mapping[str, Path], threads: int, precision: Literal["f32", "bf16"]) -> None:
+    def __init__(self, graphs: Mapping[str, Path], threads: int, precision: Literal["f32", "bf16", "int8"]) -> None:
         self.name = "openvino" if precision == "f32" else f"openvino-{precision}"
         self.precision: str = precision
         settings = {
             # Left alone, OpenVINO quietly computes in bfloat16 on CPUs that have it.
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
         }

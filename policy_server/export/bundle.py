@@ -1,5 +1,6 @@
 """Writes a bundle: weights, graphs, normalizer, golden case, and the manifest over them all."""
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -19,6 +20,11 @@ from policy_server.golden import write_golden
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# The variant of a bundle that has int8 weights; it is written if the manifest tolerates it.
+INT8 = "int8"
 
 # Drift from the golden case that a bundle allows unless its maker knows better, as a fraction of the action range:
 # float32 engines differ in rounding alone, bfloat16 keeps 8 bits of mantissa.
@@ -59,6 +65,7 @@ def write_bundle(
         if weights is not None:
             _write_network(folder, manifest, weights)
         _write_manifest(folder, manifest)
+        logger.info("answering the golden case in torch")
         bundle = load_bundle(folder)
         engine = ENGINES["onnx" if weights is None else "torch"].make(bundle, 1)
         write_golden(folder / "golden.npz", bundle.new_program(), engine, seed=seed, draw=np.random.default_rng(seed))
@@ -69,11 +76,17 @@ def write_bundle(
 
 
 def _write_network(folder: Path, manifest: Manifest, weights: "Mapping[str, Tensor]") -> None:
+    from policy_models.quantize import int8_weights
     from policy_server.export.onnx import export_graphs
 
     policy_family = family(manifest.family)
     config: Any = TypeAdapter(policy_family.Config).validate_python(manifest.config)
-    export_graphs(policy_family.make_graphs(manifest.spec, config, weights), weights, folder / GRAPHS)
+    graphs = policy_family.make_graphs(manifest.spec, config, weights)
+    export_graphs(graphs, weights, folder / GRAPHS)
+    if INT8 in manifest.tolerance:
+        quantized = {name: replace(g, exported=int8_weights(g.exported or g.module)) for name, g in graphs.items()}
+        tensors = {f"{name}.{key}": t for name, g in quantized.items() for key, t in g.exported.state_dict().items()}
+        export_graphs(quantized, tensors, folder / GRAPHS / INT8)
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from policy_models.program import Graph
 from policy_server.weights import FILE, describe_transposed
 
+logger = logging.getLogger(__name__)
+
 # Higher than any batch that is served; torch.export wants a bound.
 _MAX_BATCH = 1024
 # Smaller constants stay inside the graph.
@@ -32,13 +34,18 @@ def export_graphs(graphs: Mapping[str, Graph], weights: Mapping[str, torch.Tenso
     folder.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.numpy() for name, tensor in weights.items()}
     index = _index(stored)
-    models = {name: _export(graph) for name, graph in graphs.items()}
+    models = {}
+    for name, graph in graphs.items():
+        logger.info("exporting the graph %s", name)
+        models[name] = _export(graph)
+    logger.info("matching constants with weights")
     matches = {name: _match(model, stored, index) for name, model in models.items()}
 
     every = [match for found in matches.values() for match in found]
     as_they_are = {match.tensor for match in every if not match.transposed}
     transposed = frozenset(match.tensor for match in every) - as_they_are
     path = folder / FILE
+    logger.info("writing %s", FILE)
     save_file(
         {name: (t.T if name in transposed else t).contiguous() for name, t in weights.items()},
         path,
@@ -61,8 +68,10 @@ class _Match:
 
 
 def _export(graph: Graph) -> ir.Model:
-    # The exporter reports its stages and torchvision's absence at level WARNING.
+    # The exporter reports its stages and torchvision's absence at level WARNING, its helpers every node at INFO.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for helper in ("onnx_ir", "onnxscript"):
+        logging.getLogger(helper).setLevel(logging.WARNING)
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
     with warnings.catch_warnings(), torch.no_grad():
         # torch 2.13 calls deprecated parts of its own from inside the exporter.

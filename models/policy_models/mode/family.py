@@ -47,6 +47,10 @@ def make_program(spec: PolicySpec, config: ModeConfig, assets: Assets) -> "ModeP
         tokenizer = Tokenizer.from_str(assets.tokenizer) if assets.tokenizer else None
     except Exception as error:  # the library raises Exception itself
         raise ValueError(f"tokenizer.json: {error}") from error
+    if tokenizer and config.text and tokenizer.get_vocab_size() != config.text.vocabulary:
+        raise ValueError(
+            f"tokenizer.json has {tokenizer.get_vocab_size()} tokens, the language model {config.text.vocabulary}"
+        )
     routes = Routes(config.transformer, assets.weights)
     return ModeProgram(spec, config, routes, tokenizer=tokenizer, normalizer=assets.normalizer)
 
