@@ -20,6 +20,7 @@ Module = TypeVar("Module", bound=nn.Module)
 class _Int8(nn.Module):
     quantized: Tensor
     scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()

@@ -8,6 +8,8 @@ import numpy as np
 import openvino as ov
 
 from policy_server.engine.base import Tensors
+from policy_server.engine.mapped import give_back
+from policy_server.weights import FILE
 
 
 class OpenVinoEngine:
@@ -27,6 +29,8 @@ class OpenVinoEngine:
             name: core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
             for name, path in graphs.items()
         }
+        for folder in {path.parent for path in graphs.values()}:
+            give_back(folder / FILE)
         self._outputs = {
             name: [(i, port.any_name) for i, port in enumerate(request.model_outputs)]
             for name, request in self._requests.items()
