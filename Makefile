@@ -27,8 +27,9 @@ format: $(DEV)/.ready  ## Mend what a formatter can.
 	$(DEV)/bin/ruff format .
 	$(DEV)/bin/ruff check --fix .
 
-demo: $(DEV)/.ready  ## Drive the simulator against a server over the network; writes pictures to docs/images.
-	$(DEV)/bin/python -m policy_sim.demo $(ARGS)
+demo: $(DEV)/.ready  ## Drive the simulators against a server over the network; writes pictures to docs/images.
+	$(DEV)/bin/python -m policy_sim.demo
+	$(DEV)/bin/python -m policy_sim.meta_world_demo
 
 bench: $(DEV)/.ready $(OPENPI)/.ready  ## Measure; writes docs/benchmarks.md. OPENPI_SOURCE names a checkout of openpi to compare with.
 	OPENPI_PYTHON=$(OPENPI)/bin/python $(DEV)/bin/python -m benchmarks $(ARGS)
