@@ -1,15 +1,16 @@
-"""The command line: `policy-server serve`, `check`, `import`."""
+"""The command line: `policy-server serve`, `check`, `import`, `compress`."""
 
-import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated
 
 import typer
 
 from policy_server import __version__
 from policy_server.bundle import find_bundles, load_bundle
+from policy_server.compress_cli import compress
+from policy_server.console import log, or_explain
 from policy_server.errors import EngineNotInstalled, StartupError
+from policy_server.import_cli import imports
 
 app = typer.Typer(
     name="policy-server",
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(imports, name="import")
 
 Bundles = Annotated[
     list[Path],
@@ -67,7 +69,7 @@ def serve(
     from policy_server.gateway.server import serve as run
     from policy_server.settings import Settings
 
-    _log(verbose)
+    log(verbose)
 
     def start() -> None:
         settings = Settings(
@@ -87,7 +89,7 @@ def serve(
         )
         run(settings)
 
-    _or_explain(start)
+    or_explain(start)
 
 
 @app.command()
@@ -105,9 +107,9 @@ def check(
     from policy_server.catalog import load_engine
     from policy_server.engine.base import ENGINES
 
-    _log(verbose=False)
+    log(verbose=False)
     failures = 0
-    for path in _or_explain(find_bundles, bundles):
+    for path in or_explain(find_bundles, bundles):
         try:
             bundle = load_bundle(path)
         except StartupError as error:
@@ -126,61 +128,6 @@ def check(
                 typer.echo(f"  {name:14} golden drift {loaded.drift:.1e}, {loaded.chunk_ms:.2f} ms a chunk")
                 loaded.engine.close()
     raise typer.Exit(1 if failures else 0)
-
-
-imports = typer.Typer(no_args_is_help=True, help="Make a bundle of a published checkpoint.")
-app.add_typer(imports, name="import")
-
-
-@imports.command("beso")
-def import_beso(
-    checkpoint: Annotated[Path, typer.Argument(help="model_state_dict.pth, or the same as .safetensors.")],
-    stats: Annotated[
-        Path,
-        typer.Option(
-            help="JSON with 'state' and 'action', each with lists mean, std, min, max over the training data."
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")],
-    config: Annotated[
-        Path | None,
-        typer.Option(help="The run's .hydra/config.yaml; looked for beside the checkpoint unless named."),
-    ] = None,
-    schedule: Annotated[
-        str,
-        typer.Option(help="Noise schedule. Upstream trains with exponential; its evaluate_*.yaml say linear."),
-    ] = "exponential",
-    step_s: Annotated[float, typer.Option(min=1e-4, help="Time between two actions of the robot.")] = 0.1,
-    zero_goal: Annotated[
-        str, typer.Option(help="Goal dimensions that are zeroed after scaling, such as 2,5,6,7,8,9 for block push.")
-    ] = "",
-    licence: Annotated[str, typer.Option(help="SPDX identifier of the weights' licence.")] = "MIT",
-) -> None:
-    """Make a bundle of a public BESO checkpoint.
-
-    BESO stores no scaler, so the statistics of its training data must come with it.
-
-    Example: policy-server import beso c_beso_1/model_state_dict.pth --stats push.json --zero-goal 2,5,6,7,8,9 -o push
-    """
-    from policy_server.export.beso import import_checkpoint
-
-    _log(verbose=False)
-    try:
-        dims = tuple(int(dim) for dim in zero_goal.split(",") if dim.strip())
-    except ValueError as error:
-        raise typer.BadParameter(f"{zero_goal!r}, expected numbers such as 2,5,6") from error
-    bundle = _or_explain(
-        import_checkpoint,
-        checkpoint,
-        statistics=stats,
-        hydra_config=config or checkpoint.parent / ".hydra" / "config.yaml",
-        output=output,
-        schedule=schedule,
-        step_s=step_s,
-        zeroed_goal_dims=dims,
-        licence=licence,
-    )
-    typer.echo(f"{output} holds {bundle.name!r}; try: policy-server check {output}")
 
 
 @app.command()
@@ -203,36 +150,16 @@ def hold(
     from policy_server.export.hold import make_hold_bundle
 
     names = [f"joint_{i}" for i in range(int(joints))] if joints.isdigit() else [n.strip() for n in joints.split(",")]
-    bundle = _or_explain(
+    bundle = or_explain(
         make_hold_bundle, output, joints=names, unit=unit, cameras=camera or (), horizon=horizon, step_s=step_s
     )
     typer.echo(f"{output} holds {bundle.name!r}; try: policy-server serve {output}")
+
+
+app.command()(compress)
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _or_explain(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call `function`; what the user can mend is said in one line, without a traceback."""
-    try:
-        return function(*args, **kwargs)
-    except StartupError as error:
-        # Some libraries explain themselves in many lines.
-        typer.secho(f"policy-server: {' '.join(str(error).split())}", fg="red", err=True)
-        raise typer.Exit(2) from error
-
-
-def _log(verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
-    if not verbose:
-        # uvicorn announces every connection on the same logger as its errors.
-        logging.getLogger("uvicorn.error").addFilter(lambda record: "WebSocket" not in record.getMessage())

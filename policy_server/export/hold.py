@@ -1,13 +1,13 @@
 """Makes a bundle that keeps a robot where it is: for wiring up cameras and joints before a policy exists."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from policy_models.spec import CameraSpec, PolicySpec, VectorSpec
+from policy_models.spec import PolicySpec, VectorSpec
 from policy_server.bundle import FORMAT, Bundle, Manifest
 from policy_server.errors import BundleInvalid
 from policy_server.export.bundle import write_bundle
+from policy_server.export.cameras import read_camera
 
 
 def make_hold_bundle(
@@ -28,7 +28,7 @@ def make_hold_bundle(
     """
     try:
         vector = VectorSpec(tuple(joints), (unit,) * len(joints))
-        seen = tuple(_camera(text) for text in cameras)
+        seen = tuple(read_camera(text, "area") for text in cameras)
         spec = PolicySpec(action=vector, state=vector, horizon=horizon, step_s=step_s, cameras=seen)
     except ValueError as error:
         raise BundleInvalid(str(error)) from error
@@ -43,10 +43,3 @@ def make_hold_bundle(
         tolerance={"f32": 0.0},
     )
     return write_bundle(output, manifest)
-
-
-def _camera(text: str) -> CameraSpec:
-    found = re.fullmatch(r"([\w/.-]+):(\d+)x(\d+)", text)
-    if not found:
-        raise BundleInvalid(f"camera {text!r}, expected name:WIDTHxHEIGHT, such as top:224x224")
-    return CameraSpec(found[1], height=int(found[3]), width=int(found[2]), resize="area")

@@ -51,6 +51,7 @@ def export_graphs(graphs: Mapping[str, Graph], weights: Mapping[str, torch.Tenso
         path,
         metadata=describe_transposed(transposed),
     )
+    path.chmod(0o644)  # the library makes it readable by its maker alone
     places = _places(path)
     for name, model in models.items():
         for match in matches[name]:

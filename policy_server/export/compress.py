@@ -1,0 +1,275 @@
+"""Makes a smaller bundle of a MoDE bundle by merging experts, and measures what that costs."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from policy_models.mode.config import ModeConfig
+from policy_models.mode.merge import Survey, group, merge, survey
+from policy_models.mode.routing import Routes
+from policy_models.spec import Observation, PolicySpec, SamplingOptions
+from policy_server.bundle import GRAPHS, Bundle, Manifest, load_bundle
+from policy_server.catalog import load_engine
+from policy_server.errors import BundleInvalid
+from policy_server.export.bundle import write_bundle
+from policy_server.golden import draw_observation
+from policy_server.runtime.sampling import drive
+from policy_server.weights import FILE
+
+logger = logging.getLogger(__name__)
+
+ENGINE = "onnx"
+SAMPLES = 32
+_TIMED = 10  # chunks of each bundle
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one bundle takes.
+
+    Attributes:
+        name: The policy.
+        experts: How many each block has.
+        parameters: Numbers in all its networks.
+        weights_bytes: Size of the file that holds them.
+        chunk_ms: Median time for a chunk on ONNX Runtime, with as many threads as the server would give it.
+    """
+
+    name: str
+    experts: tuple[int, ...]
+    parameters: int
+    weights_bytes: int
+    chunk_ms: float
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What came of compressing a bundle.
+
+    Attributes:
+        before: The original.
+        after: The new bundle.
+        samples: Observations that both have answered, each with the same seed.
+        recorded: Whether their images were recorded; otherwise they are noise.
+        error_mean: Mean difference of the actions, as a fraction of the action range.
+        error_max: Largest difference of any action, likewise.
+        seed_mean: Mean difference of the original's actions from its own with another seed, for comparison.
+    """
+
+    before: Size
+    after: Size
+    samples: int
+    recorded: bool
+    error_mean: float
+    error_max: float
+    seed_mean: float
+
+
+def compress(
+    path: Path, output: Path, *, experts: int | None, observations: Path | None = None, samples: int = SAMPLES
+) -> Compression:
+    """Write a bundle with fewer experts, and compare it with the original.
+
+    Args:
+        path: A bundle of the family "mode".
+        output: The folder to make; its name is the new policy's.
+        experts: How many each block keeps; None for exactly those that its own sampler and steps use, which changes no
+            chunk that is asked for without other options.
+        observations: An .npz file with one array of images per camera, (N, height, width, 3) uint8, under its name, to
+            compare on; None for noise.
+        samples: How many observations to compare on.
+
+    Raises:
+        BundleInvalid: The bundle cannot be compressed like that, the folder is taken, or the observations do not fit.
+    """
+    if output.exists():
+        raise BundleInvalid(f"{output} exists already; nothing was written")
+    bundle = load_bundle(path)
+    config = _mergeable(bundle)
+    seen = _observations(observations, bundle.spec, samples)
+    assert bundle.spec.sampler is not None, "MoDE is a diffusion policy"
+    logger.info("asking the routers of %s", bundle.name)
+    found = survey(Routes(config.transformer, bundle.assets.weights), bundle.spec.sampler)
+    kept = _kept(config, found, experts)
+
+    weights = _load_weights(bundle)
+    frequency = found.on_schedule if experts is None else found.frequency
+    merged = group(frequency, found.similarity, kept)
+    transformer, small = merge(config.transformer, weights, merged, frequency)
+    parameters = _count(weights), _count(small)
+    del weights
+    logger.info("writing %s", output)
+    compressed = write_bundle(
+        output,
+        _manifest(bundle, output.name, replace(config, transformer=transformer), exact=experts is None),
+        normalizer=bundle.assets.normalizer,
+        weights=small,
+        tokenizer=bundle.assets.tokenizer,
+    )
+    del small
+    errors, times_ms = _compare(bundle, compressed, seen)
+    before, after = (
+        Size(b.name, b.config.transformer.kept, count, b.weights.stat().st_size, chunk_ms)
+        for b, count, chunk_ms in zip((bundle, compressed), parameters, times_ms, strict=True)
+    )
+    return Compression(before, after, samples, observations is not None, *errors)
+
+
+def _mergeable(bundle: Bundle) -> ModeConfig:
+    config = bundle.config
+    if not isinstance(config, ModeConfig):
+        raise BundleInvalid(
+            f"{bundle.name} is a {bundle.manifest.family} bundle; only those of the family mode have experts to merge"
+        )
+    if config.transformer.merged:
+        raise BundleInvalid(f"the experts of {bundle.name} are merged already; compress the original instead")
+    if config.transformer.goal_routing:
+        raise BundleInvalid(
+            f"the routers of {bundle.name} look at the goal, so noise levels do not tell which experts are used"
+        )
+    return config
+
+
+def _kept(config: ModeConfig, found: Survey, experts: int | None) -> tuple[int, ...]:
+    there = config.transformer.experts
+    if experts is None:
+        kept = tuple((found.on_schedule > 0).sum(1).tolist())
+        if set(kept) == {there}:
+            raise BundleInvalid(f"every block uses all of its {there} experts; none can be dropped without a change")
+        return kept
+    if not 1 <= experts < there:
+        raise BundleInvalid(f"each block has {there} experts and can keep 1 to {there - 1} of them, got {experts}")
+    return (experts,) * config.transformer.layers
+
+
+def _manifest(bundle: Bundle, name: str, config: ModeConfig, *, exact: bool) -> Manifest:
+    original, shape = bundle.manifest, config.transformer
+    how = (
+        "experts that its own sampler and steps never choose were dropped"
+        if exact
+        else "experts were merged by routing frequency (M-SMoE, arXiv:2310.01334), without fine-tuning"
+    )
+    return replace(
+        original,
+        name=name,
+        description=f"{original.description.rstrip('.')}. Compressed: {how}.",
+        config=asdict(config),
+        files={},
+        provenance={
+            **original.provenance,
+            "compressed_from": {
+                "name": original.name,
+                "version": original.version,
+                "weights_sha256": original.files[f"{GRAPHS}/{FILE}"],
+                "how": how,
+                "experts_before": shape.experts,
+                "experts_kept_by_block": list(shape.kept),
+            },
+        },
+        results={},  # what was measured was measured with the original
+    )
+
+
+def _observations(path: Path | None, spec: PolicySpec, samples: int) -> list[Observation]:
+    draw = np.random.default_rng(0)
+    drawn = [draw_observation(spec, draw) for _ in range(samples)]
+    if path is None:
+        return drawn
+    recorded = _read_images(path, spec)
+    count = min(map(len, recorded.values()))
+    rows = draw.choice(count, samples, replace=samples > count)
+    # Images are recorded; what is said to them comes from the spec's examples.
+    return [
+        replace(observation, images={name: images[row] for name, images in recorded.items()})
+        for observation, row in zip(drawn, rows, strict=True)
+    ]
+
+
+def _read_images(path: Path, spec: PolicySpec) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            recorded = {camera.name: arrays[camera.name] for camera in spec.cameras}
+    except KeyError as error:
+        wanted = ", ".join(camera.name for camera in spec.cameras)
+        raise BundleInvalid(f"{path}: {error}; it must hold an array for each of the cameras {wanted}") from error
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+        raise BundleInvalid(f"{path} is no .npz file of observations: {error}") from error
+    for camera in spec.cameras:
+        images, wanted_shape = recorded[camera.name], (camera.height, camera.width, 3)
+        if images.dtype != np.uint8 or images.shape[1:] != wanted_shape or not len(images):
+            raise BundleInvalid(
+                f"{path}: {camera.name!r} is {images.dtype} {images.shape}, expected uint8 (N, {camera.height}, "
+                f"{camera.width}, 3)"
+            )
+    return recorded
+
+
+class _Runner:
+    """A bundle on ONNX Runtime, as the server would run it."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.spec = bundle.spec
+        self.engine = load_engine(bundle, ENGINE, threads=0).engine
+        self._program = bundle.new_program()
+
+    def chunk(self, observation: Observation, seed: int) -> np.ndarray:
+        """Return (H, A) actions."""
+        options = SamplingOptions(seed)
+        return drive(self._program.infer(observation, self._program.begin(), options), self.engine).actions
+
+
+def _compare(
+    original: Bundle, compressed: Bundle, seen: Sequence[Observation]
+) -> tuple[tuple[float, float, float], tuple[float, float]]:
+    """Return mean and largest error with the mean difference between seeds, and milliseconds a chunk of each bundle."""
+    logger.info("comparing %s with %s", compressed.name, original.name)
+    before, after = _Runner(original), _Runner(compressed)
+    chunks: list[Any] = []
+    for seed, observation in enumerate(tqdm(seen, desc="compare", unit="observation")):
+        chunks.append(
+            (
+                before.chunk(observation, seed),
+                after.chunk(observation, seed),
+                before.chunk(observation, len(seen) + seed),
+            )
+        )
+    wanted, got, reseeded = np.stack(chunks, axis=1)  # each (N, H, A)
+    span = _action_range(original.spec, wanted)
+    errors, between_seeds = np.abs(got - wanted) / span, np.abs(reseeded - wanted) / span
+    times_ms: tuple[list[float], list[float]] = [], []
+    # In turn, so that a busy neighbour slows both; all goals are embedded by now.
+    for number in range(_TIMED):
+        for runner, times in zip((before, after), times_ms, strict=True):
+            started_at_s = time.perf_counter()
+            runner.chunk(seen[number % len(seen)], number)
+            times.append(1e3 * (time.perf_counter() - started_at_s))
+    for runner in (before, after):
+        runner.engine.close()
+    figures = float(errors.mean()), float(errors.max()), float(between_seeds.mean())
+    return figures, (median(times_ms[0]), median(times_ms[1]))
+
+
+def _action_range(spec: PolicySpec, actions: np.ndarray) -> np.ndarray:
+    if spec.action.low and spec.action.high:
+        return np.subtract(spec.action.high, spec.action.low)
+    span: np.ndarray = np.ptp(actions, axis=(0, 1))
+    return np.where(span > 0, span, 1.0)
+
+
+def _load_weights(bundle: Bundle) -> dict[str, Tensor]:
+    from policy_server.engine.torch import load_weights
+
+    return load_weights(bundle.weights)
+
+
+def _count(weights: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in weights.values() if tensor.is_floating_point())
