@@ -1,14 +1,14 @@
 """The command `policy-server compress`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from policy_server.console import log, or_explain
 
 if TYPE_CHECKING:
-    from policy_server.export.compress import Compression
+    from policy_server.export.compress import Compression, Difference
 
 _USED = "used"
 
@@ -26,6 +26,14 @@ def compress(
             "choose, which changes no chunk unless a request asks for others."
         ),
     ] = _USED,
+    how: Annotated[
+        Literal["drop", "merge"],
+        typer.Option(
+            help="What becomes of experts that share an answer. drop: the most used of them answers as it is. merge: "
+            "their average, aligned and weighted by use (M-SMoE), a better beginning for fine-tuning, and a worse "
+            "end without."
+        ),
+    ] = "drop",
     observations: Annotated[
         Path | None,
         typer.Option(
@@ -36,16 +44,15 @@ def compress(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Observations to compare both on.")] = 32,
 ) -> None:
-    """Make a smaller bundle of a MoDE policy by merging experts.
+    """Make a smaller bundle of a MoDE policy, with fewer experts.
 
     A MoDE's routers see nothing but the noise level, so which experts are used, and how often, is known without any
-    data. In each block the most used stay; each of the others joins the one whose router output is most like its own:
-    hidden units are put into matching order, then weights are averaged by how often each expert is used (M-SMoE, Li et
-    al. 2024). The new bundle needs less disk and memory. It is faster only where several experts of one noise level
-    became one; where not, a chunk takes as long as before.
+    data. In each block the most used stay, and each of the others joins the one whose router output is most like its
+    own (Li et al. 2024). The new bundle needs less disk and memory, and a chunk is faster where both experts of a noise
+    level became one.
 
-    It costs accuracy, since nothing is trained afterwards: the table says by how much actions change. Small errors of
-    actions need not mean small losses of success: measure the task before you serve it.
+    It costs accuracy, since nothing is trained afterwards: the table says by how much actions change. A small change of
+    actions need not be a small change of success; measure the task before you serve the new policy.
 
     Example: policy-server compress models/zoo/meta-world -o meta-world-small --experts 2
     """
@@ -59,6 +66,7 @@ def compress(
         bundle,
         output,
         experts=None if experts == _USED else int(experts),
+        how=how,
         observations=observations,
         samples=samples,
     )
@@ -78,12 +86,12 @@ def table(result: "Compression") -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
-    what = f"{result.samples} {'recorded observations' if result.recorded else 'observations of noise'}"
+    seen = f"{result.samples} {'recorded observations' if result.recorded else 'observations of noise'}"
     lines += [
         "",
-        f"Over {what}, actions differ by {_percent(result.error_mean)} of their range on average, "
-        f"{_percent(result.error_max)} at most;",
-        f"from seed to seed, {before.name} itself differs by {_percent(result.seed_mean)} on average.",
+        f"Over {seen}, actions differ by",
+        f"  {_difference(result.error)} from {before.name} to {after.name};",
+        f"  {_difference(result.between_seeds)} from one seed of {before.name} to another.",
     ]
     return "\n".join(lines)
 
@@ -92,5 +100,5 @@ def _experts(counts: tuple[int, ...]) -> str:
     return str(counts[0]) if len(set(counts)) == 1 else ", ".join(map(str, counts))
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2g} %"
+def _difference(difference: "Difference") -> str:
+    return f"{100 * difference.mean:.3g} % of their range on average, {100 * difference.max:.3g} % at most,"

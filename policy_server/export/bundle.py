@@ -99,7 +99,8 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def _replace_files(source: Path, target: Path) -> None:
     kept = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
-    for old in [p for p in target.rglob("*") if p.is_file() and p.relative_to(target) not in kept]:
+    notes = {p.relative_to(target) for p in target.rglob("*.md")}
+    for old in [p for p in target.rglob("*") if p.is_file() and p.relative_to(target) not in kept | notes]:
         old.unlink()
     for name in kept:
         (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ def read_camera(text: str, resize: ResizeRule) -> CameraSpec:
     Raises:
         BundleInvalid: It is written otherwise, or has no pixels.
     """
-    found = re.fullmatch(r"([\w/-]+):(\d+)x(\d+)(?::(refuse|area|linear))?", text)
+    found = re.fullmatch(r"([\w/.-]+):(\d+)x(\d+)(?::(refuse|area|linear))?", text)
     if not found:
         raise BundleInvalid(
             f"camera {text!r}, expected name:WIDTHxHEIGHT, such as top:224x224, and if needed :refuse, :area or :linear"

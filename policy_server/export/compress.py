@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from policy_models.mode.config import ModeConfig
-from policy_models.mode.merge import Survey, group, merge, survey
+from policy_models.mode.merge import Survey, dominant_alone, group, merge, survey
 from policy_models.mode.routing import Routes
 from policy_models.spec import Observation, PolicySpec, SamplingOptions
 from policy_server.bundle import GRAPHS, Bundle, Manifest, load_bundle
@@ -28,7 +28,7 @@ from policy_server.weights import FILE
 logger = logging.getLogger(__name__)
 
 ENGINE = "onnx"
-SAMPLES = 32
+How = Literal["drop", "merge"]
 _TIMED = 10  # chunks of each bundle
 
 
@@ -52,6 +52,14 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """How far apart the actions of two policies are, as fractions of the action range: on average, and at most."""
+
+    mean: float
+    max: float
+
+
+@dataclass(frozen=True)
 class Compression:
     """What came of compressing a bundle.
 
@@ -60,22 +68,20 @@ class Compression:
         after: The new bundle.
         samples: Observations that both have answered, each with the same seed.
         recorded: Whether their images were recorded; otherwise they are noise.
-        error_mean: Mean difference of the actions, as a fraction of the action range.
-        error_max: Largest difference of any action, likewise.
-        seed_mean: Mean difference of the original's actions from its own with another seed, for comparison.
+        error: Between the two.
+        between_seeds: Between the original and itself with another seed, for comparison.
     """
 
     before: Size
     after: Size
     samples: int
     recorded: bool
-    error_mean: float
-    error_max: float
-    seed_mean: float
+    error: Difference
+    between_seeds: Difference
 
 
 def compress(
-    path: Path, output: Path, *, experts: int | None, observations: Path | None = None, samples: int = SAMPLES
+    path: Path, output: Path, *, experts: int | None, how: How, observations: Path | None, samples: int
 ) -> Compression:
     """Write a bundle with fewer experts, and compare it with the original.
 
@@ -84,6 +90,7 @@ def compress(
         output: The folder to make; its name is the new policy's.
         experts: How many each block keeps; None for exactly those that its own sampler and steps use, which changes no
             chunk that is asked for without other options.
+        how: What becomes of a group of experts: "drop" keeps the most used one as it is, "merge" averages all.
         observations: An .npz file with one array of images per camera, (N, height, width, 3) uint8, under its name, to
             compare on; None for noise.
         samples: How many observations to compare on.
@@ -102,26 +109,32 @@ def compress(
     kept = _kept(config, found, experts)
 
     weights = _load_weights(bundle)
-    frequency = found.on_schedule if experts is None else found.frequency
-    merged = group(frequency, found.similarity, kept)
-    transformer, small = merge(config.transformer, weights, merged, frequency)
+    use = found.on_schedule if experts is None else found.use
+    merged = group(use, found.similarity, kept)
+    if how == "drop":
+        use = dominant_alone(use, merged)
+    transformer, small = merge(config.transformer, weights, merged, use)
     parameters = _count(weights), _count(small)
     del weights
     logger.info("writing %s", output)
     compressed = write_bundle(
         output,
-        _manifest(bundle, output.name, replace(config, transformer=transformer), exact=experts is None),
+        _manifest(bundle, output.name, replace(config, transformer=transformer), _described(experts, how)),
         normalizer=bundle.assets.normalizer,
         weights=small,
         tokenizer=bundle.assets.tokenizer,
     )
     del small
-    errors, times_ms = _compare(bundle, compressed, seen)
+    logger.info("comparing %s with %s", compressed.name, bundle.name)
+    runners = _Runner(bundle), _Runner(compressed)
+    error, between_seeds = _differences(*runners, seen)
     before, after = (
         Size(b.name, b.config.transformer.kept, count, b.weights.stat().st_size, chunk_ms)
-        for b, count, chunk_ms in zip((bundle, compressed), parameters, times_ms, strict=True)
+        for b, count, chunk_ms in zip((bundle, compressed), parameters, _chunk_ms(*runners, seen), strict=True)
     )
-    return Compression(before, after, samples, observations is not None, *errors)
+    for runner in runners:
+        runner.engine.close()
+    return Compression(before, after, samples, observations is not None, error, between_seeds)
 
 
 def _mergeable(bundle: Bundle) -> ModeConfig:
@@ -144,20 +157,26 @@ def _kept(config: ModeConfig, found: Survey, experts: int | None) -> tuple[int, 
     if experts is None:
         kept = tuple((found.on_schedule > 0).sum(1).tolist())
         if set(kept) == {there}:
-            raise BundleInvalid(f"every block uses all of its {there} experts; none can be dropped without a change")
+            raise BundleInvalid(
+                f"every block uses all of its {there} experts; none can be dropped without a change, so say how many "
+                "to keep"
+            )
         return kept
     if not 1 <= experts < there:
         raise BundleInvalid(f"each block has {there} experts and can keep 1 to {there - 1} of them, got {experts}")
     return (experts,) * config.transformer.layers
 
 
-def _manifest(bundle: Bundle, name: str, config: ModeConfig, *, exact: bool) -> Manifest:
+def _described(experts: int | None, how: How) -> str:
+    if experts is None:
+        return "experts that its own sampler and steps never choose were dropped"
+    if how == "drop":
+        return "the most used experts answer for the others, grouped by router logits (as in arXiv:2310.01334)"
+    return "experts were merged by use (M-SMoE, arXiv:2310.01334), without fine-tuning"
+
+
+def _manifest(bundle: Bundle, name: str, config: ModeConfig, how: str) -> Manifest:
     original, shape = bundle.manifest, config.transformer
-    how = (
-        "experts that its own sampler and steps never choose were dropped"
-        if exact
-        else "experts were merged by routing frequency (M-SMoE, arXiv:2310.01334), without fine-tuning"
-    )
     return replace(
         original,
         name=name,
@@ -227,35 +246,31 @@ class _Runner:
         return drive(self._program.infer(observation, self._program.begin(), options), self.engine).actions
 
 
-def _compare(
-    original: Bundle, compressed: Bundle, seen: Sequence[Observation]
-) -> tuple[tuple[float, float, float], tuple[float, float]]:
-    """Return mean and largest error with the mean difference between seeds, and milliseconds a chunk of each bundle."""
-    logger.info("comparing %s with %s", compressed.name, original.name)
-    before, after = _Runner(original), _Runner(compressed)
-    chunks: list[Any] = []
+def _differences(before: _Runner, after: _Runner, seen: Sequence[Observation]) -> tuple[Difference, Difference]:
+    """Return how far `after` is from `before`, and `before` from itself with other seeds."""
+    chunks = []
     for seed, observation in enumerate(tqdm(seen, desc="compare", unit="observation")):
-        chunks.append(
-            (
-                before.chunk(observation, seed),
-                after.chunk(observation, seed),
-                before.chunk(observation, len(seen) + seed),
-            )
-        )
+        wanted, got = before.chunk(observation, seed), after.chunk(observation, seed)
+        chunks.append((wanted, got, before.chunk(observation, len(seen) + seed)))
     wanted, got, reseeded = np.stack(chunks, axis=1)  # each (N, H, A)
-    span = _action_range(original.spec, wanted)
-    errors, between_seeds = np.abs(got - wanted) / span, np.abs(reseeded - wanted) / span
+    span = _action_range(before.spec, wanted)
+    errors, between_seeds = (np.abs(actions - wanted) / span for actions in (got, reseeded))
+    return (
+        Difference(float(errors.mean()), float(errors.max())),
+        Difference(float(between_seeds.mean()), float(between_seeds.max())),
+    )
+
+
+def _chunk_ms(before: _Runner, after: _Runner, seen: Sequence[Observation]) -> tuple[float, float]:
+    """Return the median time of a chunk of each; their goals must be embedded already."""
     times_ms: tuple[list[float], list[float]] = [], []
-    # In turn, so that a busy neighbour slows both; all goals are embedded by now.
     for number in range(_TIMED):
+        # In turn, so that a busy neighbour slows both.
         for runner, times in zip((before, after), times_ms, strict=True):
             started_at_s = time.perf_counter()
             runner.chunk(seen[number % len(seen)], number)
             times.append(1e3 * (time.perf_counter() - started_at_s))
-    for runner in (before, after):
-        runner.engine.close()
-    figures = float(errors.mean()), float(errors.max()), float(between_seeds.mean())
-    return figures, (median(times_ms[0]), median(times_ms[1]))
+    return median(times_ms[0]), median(times_ms[1])
 
 
 def _action_range(spec: PolicySpec, actions: np.ndarray) -> np.ndarray:

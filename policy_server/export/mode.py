@@ -154,6 +154,8 @@ def _cameras(texts: Sequence[str]) -> tuple[CameraSpec, CameraSpec]:
     static, gripper = (read_camera(text, "linear") for text in texts)
     if static.name == gripper.name:
         raise BundleInvalid(f"two cameras share the name {static.name!r}")
+    if "." in static.name + gripper.name:
+        raise BundleInvalid(f"a camera of a MoDE policy has no dot in its name, got {static.name} and {gripper.name}")
     return static, gripper
 
 

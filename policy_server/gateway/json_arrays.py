@@ -30,18 +30,16 @@ def from_json(value: Any) -> Any:
     return {key: from_json(item) for key, item in value.items()}
 
 
-def to_json(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def to_json(inputs: Mapping[str, np.ndarray | str]) -> dict[str, Any]:
     """Return inputs as `from_json` reads them: images in json-numpy's form, vectors as lists rounded for people."""
-    return {
-        name: {
-            "__numpy__": base64.b64encode(array.tobytes()).decode(),
-            "dtype": array.dtype.str,
-            "shape": list(array.shape),
-        }
-        if array.dtype == np.uint8
-        else np.round(array.astype(float), 4).tolist()
-        for name, array in inputs.items()
-    }
+    return {name: value if isinstance(value, str) else _plain(value) for name, value in inputs.items()}
+
+
+def _plain(array: np.ndarray) -> Any:
+    if array.dtype != np.uint8:
+        return np.round(array.astype(float), 4).tolist()
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"__numpy__": data, "dtype": array.dtype.str, "shape": list(array.shape)}
 
 
 def _bytes(value: Any) -> bytes:

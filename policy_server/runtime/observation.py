@@ -1,11 +1,12 @@
 """Checks what a robot sent against the policy's spec."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from policy_models.spec import Observation, PolicySpec, VectorSpec
+from policy_models.spec import CameraSpec, Observation, PolicySpec, VectorSpec
 from policy_server.errors import MissingInput, NotFinite, ShapeMismatch, UnexpectedInput, UnusableGoal, WrongType
 from policy_server.runtime.images import read_image
 
@@ -18,15 +19,16 @@ _GOAL_NAMES = {"none": None, "state": "goal", "image": "goal", "text": "prompt"}
 
 def describe_inputs(spec: PolicySpec) -> dict[str, str]:
     """Return what an observation holds, by wire name, in words."""
-    inputs = {c.name: f"uint8 ({c.height}, {c.width}, 3) RGB, raw or JPEG or PNG" for c in spec.cameras}
+    inputs = {camera.name: _picture(camera) for camera in spec.cameras}
     if spec.state:
         inputs["state"] = f"float32 ({spec.state.width},): {_listed(spec.state)}"
     goal = _GOAL_NAMES[spec.goal.kind]
     if goal:
         kinds = {
             "state": f"float32 ({spec.goal.length}, {spec.state.width if spec.state else 0}), a state to reach",
-            "image": "an RGB image of what it should look like when done, raw or JPEG or PNG",
-            "text": "an instruction" + "".join(f", such as {e!r}" for e in spec.goal.examples[:1]),
+            "image": "what it should look like when done: " + (_picture(spec.goal.camera) if spec.goal.camera else ""),
+            "text": f"an instruction of at most {spec.goal.longest} characters"
+            + "".join(f", such as {e!r}" for e in spec.goal.examples[:1]),
         }
         inputs[goal] = kinds[spec.goal.kind] + ("" if spec.goal.required else "; may be left out")
     return inputs
@@ -44,6 +46,8 @@ class ObservationReader:
         seen = spec.cameras if spec.goal.camera is None else (*spec.cameras, spec.goal.camera)
         self._sizes = frozenset((camera.height, camera.width) for camera in seen if camera.crop == 1)
         self._goal_name = _GOAL_NAMES[spec.goal.kind]
+        # Refusals must call it what the robot does, whatever the bundle calls its camera.
+        self._goal_camera = replace(spec.goal.camera, name=str(self._goal_name)) if spec.goal.camera else None
 
     def read(self, raw: Mapping[str, Any]) -> Observation:
         """Return the observation that `raw` holds.
@@ -101,15 +105,26 @@ class ObservationReader:
         if kind == "state":
             return self._state(name, value, rows=self.spec.goal.length)
         if kind == "text":
-            if not isinstance(value, str) or not value.strip():
-                raise WrongType(name, repr(value) if isinstance(value, str) else type(value).__name__, "an instruction")
-            if len(value) > self.spec.goal.longest:
-                raise UnusableGoal(
-                    f"{name!r} has {len(value)} characters, an instruction has at most {self.spec.goal.longest}"
-                )
-            return value
-        assert self.spec.goal.camera is not None, "the spec was checked when it was read"
-        return read_image(self.spec.goal.camera, value)
+            return self._instruction(name, value)
+        assert self._goal_camera is not None, "the spec was checked when it was read"
+        return read_image(self._goal_camera, value)
+
+    def _instruction(self, name: str, value: Any) -> str:
+        if isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind == "U":
+            value = value.item()  # openpi's own server takes a prompt in numpy's form too
+        if not isinstance(value, str):
+            raise WrongType(name, type(value).__name__, "an instruction")
+        if len(value) > self.spec.goal.longest:
+            raise UnusableGoal(
+                f"{name!r} has {len(value)} characters, an instruction has at most {self.spec.goal.longest}"
+            )
+        if not value.strip():
+            raise WrongType(name, repr(value), "an instruction")
+        try:
+            value.encode()  # JSON can spell half a letter, and no tokenizer takes it
+        except UnicodeEncodeError as error:
+            raise WrongType(name, f"text with half a letter, {value[error.start]!r}", "an instruction") from error
+        return value
 
     def _state(self, name: str, value: Any, *, rows: int | None) -> np.ndarray:
         """Return (S,) float32 for `rows` None, else (rows, S)."""
@@ -167,6 +182,14 @@ def _flat(raw: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         path = prefix + (key.replace(".", "/") if key.startswith("observation.") else key)
         items += _flat(value, f"{path}/") if isinstance(value, Mapping) else [(path, value)]
     return items
+
+
+def _picture(camera: CameraSpec) -> str:
+    size = f"({camera.height}, {camera.width}, 3)"
+    if camera.resize == "refuse":
+        return f"uint8 {size} RGB, raw or JPEG or PNG"
+    part = f"its centre, {camera.crop:.0%} of each side," if camera.crop < 1 else "it"
+    return f"uint8 RGB of any size, raw or JPEG or PNG; {part} is resized to {size}"
 
 
 def _listed(vector: VectorSpec) -> str:

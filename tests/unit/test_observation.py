@@ -11,9 +11,10 @@ from policy_server.errors import (
     ShapeMismatch,
     UndecodableImage,
     UnexpectedInput,
+    UnusableGoal,
     WrongType,
 )
-from policy_server.runtime.observation import ObservationReader
+from policy_server.runtime.observation import ObservationReader, describe_inputs
 
 JOINTS = VectorSpec(("a", "b"), ("rad", "rad"))
 SPEC = PolicySpec(
@@ -134,3 +135,132 @@ def test_an_image_goal_is_checked_as_a_camera_is() -> None:
     np.testing.assert_array_equal(reader.read({"state": [1, 2], "goal": TOP}).goal, TOP)
     with pytest.raises(WrongType, match="'goal' is an array of float32, expected uint8"):
         reader.read({"state": [1, 2], "goal": TOP.astype(np.float32)})
+
+
+PICTURE = np.random.default_rng(2).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+
+
+def _seeing(camera: CameraSpec) -> ObservationReader:
+    return ObservationReader(PolicySpec(action=JOINTS, cameras=(camera,), horizon=2, step_s=0.1))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [PICTURE, PICTURE.transpose(2, 0, 1), cv2.imencode(".png", cv2.cvtColor(PICTURE, cv2.COLOR_RGB2BGR))[1].tobytes()],
+    ids=["raw", "channels first", "PNG"],
+)
+def test_a_crop_keeps_the_centre_of_what_the_camera_sent_and_resizes_that(image) -> None:
+    reader = _seeing(CameraSpec("top", 8, 6, "area", crop=0.8))
+    centre = PICTURE[2:18, 3:28]  # 16 of 20 rows, 25 of 31 columns
+    wanted = cv2.resize(centre, (6, 8), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(reader.read({"top": image}).images["top"], wanted)
+
+
+def test_a_crop_also_cuts_an_image_that_has_the_size_of_the_spec_already() -> None:
+    reader = _seeing(CameraSpec("top", 20, 31, "linear", crop=0.5))
+    wanted = cv2.resize(PICTURE[5:15, 7:23], (31, 20), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(reader.read({"top": PICTURE}).images["top"], wanted)
+    assert reader.takes_long({"top": PICTURE})
+
+
+def test_a_crop_of_the_size_of_the_spec_is_not_resized() -> None:
+    reader = _seeing(CameraSpec("top", 10, 16, "area", crop=0.5))
+    np.testing.assert_array_equal(reader.read({"top": PICTURE}).images["top"], PICTURE[5:15, 7:23])
+
+
+def test_a_crop_leaves_at_least_one_pixel() -> None:
+    reader = _seeing(CameraSpec("top", 2, 2, "area", crop=0.01))
+    np.testing.assert_array_equal(reader.read({"top": PICTURE}).images["top"], np.full((2, 2, 3), PICTURE[9, 15]))
+
+
+def _told(prompt, longest: int = 12):
+    spec = PolicySpec(action=JOINTS, goal=GoalSpec("text", longest=longest), horizon=2, step_s=0.1)
+    return ObservationReader(spec).read({"prompt": prompt}).goal
+
+
+@pytest.mark.parametrize("prompt", ["open", " open\n", "o" * 12, "öffne 🤖", np.array("open"), np.str_("open")])
+def test_an_instruction_is_read_as_it_was_written(prompt) -> None:
+    goal = _told(prompt)
+    assert goal == str(prompt)
+    assert isinstance(goal, str)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        ("o" * 13, UnusableGoal, "'prompt' has 13 characters, an instruction has at most 12"),
+        (" " * 13, UnusableGoal, "'prompt' has 13 characters"),
+        (np.array("o" * 13), UnusableGoal, "'prompt' has 13 characters"),
+        ("", WrongType, "'prompt' is '', expected an instruction"),
+        (" \t\u2003", WrongType, "'prompt' is ' .*', expected an instruction"),
+        (np.array(" "), WrongType, "'prompt' is ' ', expected an instruction"),
+        ("a \ud800 b", WrongType, r"'prompt' is text with half a letter, '\\ud800'"),
+        (b"open", WrongType, "'prompt' is bytes"),
+        (["open"], WrongType, "'prompt' is list"),
+        (np.array(["open"]), WrongType, "'prompt' is ndarray"),
+        (np.array(3.0), WrongType, "'prompt' is ndarray"),
+        (True, WrongType, "'prompt' is bool"),
+        (None, MissingInput, "'prompt' is missing; got nothing"),
+    ],
+)
+def test_what_is_no_instruction_is_refused(prompt, error, message) -> None:
+    with pytest.raises(error, match=message):
+        _told(prompt)
+
+
+def test_the_longest_instruction_is_measured_in_characters_and_is_a_thousand_unless_the_spec_says_otherwise() -> None:
+    longest = GoalSpec("text").longest
+    assert _told("🤖" * longest, longest) == "🤖" * 1000
+
+
+def _shown(camera: CameraSpec) -> ObservationReader:
+    spec = PolicySpec(
+        action=JOINTS,
+        cameras=(CameraSpec("top", *TOP.shape[:2]),),
+        goal=GoalSpec("image", camera=camera),
+        horizon=2,
+        step_s=0.1,
+    )
+    return ObservationReader(spec)
+
+
+def test_an_image_goal_is_cropped_and_resized_as_its_own_camera_says() -> None:
+    goal = _shown(CameraSpec("goal", 8, 6, "area", crop=0.8)).read({"top": TOP, "goal": PICTURE}).goal
+    np.testing.assert_array_equal(goal, cv2.resize(PICTURE[2:18, 3:28], (6, 8), interpolation=cv2.INTER_AREA))
+
+
+def test_an_image_goal_is_called_goal_whatever_its_camera_is_called() -> None:
+    reader = _shown(CameraSpec("final", 8, 6))
+    np.testing.assert_array_equal(reader.read({"top": TOP, "goal": TOP}).goal, TOP)
+    with pytest.raises(UnexpectedInput, match="'final' is not an input of this policy; it takes 'top', 'goal'"):
+        reader.read({"top": TOP, "final": TOP})
+
+
+@pytest.mark.parametrize(
+    ("goal", "error", "message"),
+    [
+        (None, MissingInput, "'goal' is missing; got 'top'"),
+        (PICTURE, ShapeMismatch, r"'goal' has shape \(20, 31, 3\), expected \(8, 6, 3\)"),
+        (TOP[None], ShapeMismatch, r"'goal' has shape \(1, 8, 6, 3\)"),
+        ("open", WrongType, "'goal' is str"),
+        ([1.0, 2.0], WrongType, "'goal' is list"),
+        (b"", UndecodableImage, "'goal' is not a usable image"),
+    ],
+)
+@pytest.mark.parametrize("name", ["goal", "final"])
+def test_an_image_goal_is_refused_by_the_name_that_the_robot_gave_it(goal, error, message, name) -> None:
+    with pytest.raises(error, match=message):
+        _shown(CameraSpec(name, 8, 6)).read({"top": TOP, "goal": goal})
+
+
+def test_inputs_are_described_with_what_becomes_of_their_size() -> None:
+    cameras = (CameraSpec("top", 8, 6), CameraSpec("wrist", 4, 4, "area"), CameraSpec("side", 4, 4, "linear", crop=0.9))
+    said = describe_inputs(
+        PolicySpec(action=JOINTS, cameras=cameras, goal=GoalSpec("text", examples=("go",)), horizon=2, step_s=0.1)
+    )
+    assert said == {
+        "top": "uint8 (8, 6, 3) RGB, raw or JPEG or PNG",
+        "wrist": "uint8 RGB of any size, raw or JPEG or PNG; it is resized to (4, 4, 3)",
+        "side": "uint8 RGB of any size, raw or JPEG or PNG; its centre, 90% of each side, is resized to (4, 4, 3)",
+        "prompt": "an instruction of at most 1000 characters, such as 'go'",
+    }

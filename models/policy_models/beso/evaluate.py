@@ -4,7 +4,6 @@ Each robot holds its own dialogue with `BesoProgram`. The questions of all robot
 of the torch network answers them together.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from policy_models import success
 from policy_models.beso.program import BesoProgram
 from policy_models.program import Dialogue, Outcome
 from policy_models.spec import Observation, SamplingOptions
@@ -173,20 +173,7 @@ def measure(policy: Policy, fleet: Fleet, tasks: Sequence[Task]) -> dict[str, An
 
 def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Return the success rate, its 95 % interval and the mean steps of the episodes that succeeded (None if none)."""
-    steps = [episode.steps for episode in episodes if episode.reached]
-    return {
-        "success": round(len(steps) / len(episodes), 4),
-        "interval_95": [round(bound, 4) for bound in wilson(len(steps), len(episodes))],
-        "mean_steps": round(float(np.mean(steps)), 1) if steps else None,
-    }
-
-
-def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the Wilson score interval of a rate; unlike the normal interval it keeps a width at 0 and 100 %."""
-    rate = successes / count
-    centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
-    margin = z * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return max(0.0, centre - margin), min(1.0, centre + margin)
+    return success.summary([episode.steps for episode in episodes if episode.reached], len(episodes))
 
 
 def draw_goal_free(policy: Policy, fleet: Fleet, path: Path) -> None:

@@ -75,4 +75,7 @@ class ExponentialAverage:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, value in module.state_dict().items():
-            self.shadow[name].lerp_(value, 1 - decay)
+            if value.is_floating_point():
+                self.shadow[name].lerp_(value, 1 - decay)
+            else:
+                self.shadow[name].copy_(value)  # a counter, such as a batch norm's number of batches

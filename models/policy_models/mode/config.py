@@ -28,6 +28,8 @@ class TransformerConfig:
         noise_token: Whether the embedded noise level is also the first token.
         goal_routing: Whether the goal is added to what routers and attention are conditioned on.
         sigma_data: Standard deviation of the normalised actions that the preconditioning assumes.
+        merged: Where a network was compressed (see `merge`): for every block, which of the experts that it kept answers
+            for each of the router's, counted from 0 without a gap. Empty where every expert answers for itself.
     """
 
     __pydantic_config__ = _STRICT
@@ -45,12 +47,26 @@ class TransformerConfig:
     noise_token: bool = True
     goal_routing: bool = False
     sigma_data: float = 0.5
+    merged: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide an embedding of width {self.width}")
         if not 1 <= self.top_k <= self.experts:
             raise ValueError(f"a router cannot choose {self.top_k} of {self.experts} experts")
+        if self.merged and [len(answers) for answers in self.merged] != [self.experts] * self.layers:
+            raise ValueError(
+                f"'merged' must say who answers for each of {self.experts} experts in each of {self.layers} blocks, "
+                f"got {self.merged}"
+            )
+        for answers in self.merged:
+            if set(answers) != set(range(max(answers) + 1)):
+                raise ValueError(f"the experts that are kept must count from 0 without a gap, got {answers}")
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """How many experts each block has: `experts`, unless some were merged."""
+        return tuple(max(answers) + 1 for answers in self.merged) or (self.experts,) * self.layers
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,6 @@ class ImageConfig:
         encoder: "resnet34" and "resnet50" modulate after every stage (1 + gamma), "resnet18" inside every block
             (gamma alone) and ends in a linear layer; that is how they were published.
         channels: Channels of the first stage; 64 in every published network.
-        pooling: How the last feature map becomes one vector: its "average", as published, or "keypoints": average and
-            place of each channel, for small networks on small images. Only "resnet18" has the latter.
         mean: Subtracted from images scaled to [0, 1], by channel.
         std: Divides what remains, by channel.
     """
@@ -71,7 +85,6 @@ class ImageConfig:
 
     encoder: Literal["resnet18", "resnet34", "resnet50"]
     channels: int = 64
-    pooling: Literal["average", "keypoints"] = "average"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 

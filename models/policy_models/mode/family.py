@@ -75,7 +75,7 @@ def make_graphs(spec: PolicySpec, config: ModeConfig, weights: "Mapping[str, Ten
         return torch.randint(0, 256, (2, height, width, 3), generator=generator, dtype=torch.uint8)
 
     shape = config.transformer
-    route = torch.zeros(2, shape.layers, shape.experts)
+    route = torch.zeros(2, shape.layers, max(shape.kept))
     route[:, :, : shape.top_k] = 1 / shape.top_k
     graphs = {
         "perceive": Graph(

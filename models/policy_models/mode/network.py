@@ -85,10 +85,11 @@ class Experts(nn.ModuleDict):
 
         Args:
             z: Tokens, (B, L, d).
-            route: Weight of every expert, (B, E), 0 for those that are not chosen.
+            route: Weight of every expert, (B, E), 0 for those that are not chosen; what comes after them is padding,
+                since blocks may keep different numbers.
         """
         out = torch.zeros_like(z)
-        for expert, weight in zip(self.values(), route.unbind(1), strict=True):
+        for expert, weight in zip(self.values(), route.unbind(1)[: len(self)], strict=True):
             rows = weight.nonzero()[:, 0]
             if len(rows) == len(z):  # the usual case: one noise level, one choice
                 out = out + weight[:, None, None] * expert(z)
@@ -112,7 +113,7 @@ class BranchingExperts(nn.Module):
     def forward(self, z: Tensor, route: Tensor) -> Tensor:
         """Map (B, L, d) and (B, E) to (B, L, d)."""
         out = torch.zeros_like(z)
-        for expert, weight in zip(self.experts, route.unbind(1), strict=True):
+        for expert, weight in zip(self.experts, route.unbind(1)[: len(self.experts)], strict=True):
             out = out + torch.cond(
                 (weight != 0).any(),
                 lambda z, weight, expert=expert: weight[:, None, None] * expert(z),
@@ -143,14 +144,14 @@ class Router(nn.Module):
 class Block(nn.Module):
     """One transformer block with its experts and their router."""
 
-    def __init__(self, config: TransformerConfig, dropout: float, attention_dropout: float) -> None:
+    def __init__(self, config: TransformerConfig, kept: int, dropout: float, attention_dropout: float) -> None:
         super().__init__()
         d = config.width
         self.ln_1 = RMSNorm(d)
         self.ln_2 = RMSNorm(d)
         self.attn = Attention(d, config.heads, attention_dropout)
         self.router = Router(d, config.experts)
-        self.experts: Experts | BranchingExperts = Experts(config.experts, d, dropout)
+        self.experts: Experts | BranchingExperts = Experts(kept, d, dropout)
         self.shared_mlp = Expert(d, dropout) if config.shared_expert else None
 
     def forward(self, x: Tensor, c: Tensor, route: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ class ModeDiT(nn.Module):
         self.tok_emb = nn.Linear(config.token_width, d, bias=False)
         self.goal_emb = nn.Linear(config.goal_width, d, bias=False)
         self.action_emb = nn.Linear(config.action_width, d, bias=False)
-        self.blocks = nn.ModuleList(Block(config, dropout, attention_dropout) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, kept, dropout, attention_dropout) for kept in config.kept)
         self.ln = RMSNorm(d)
         self.out = nn.Linear(d, config.action_width)
 
@@ -185,9 +186,17 @@ class ModeDiT(nn.Module):
         return torch.stack([router(c) for router in routers], dim=1)
 
     def route(self, sigma: Tensor, goal: Tensor) -> Tensor:
-        """Return the weight of every expert, (B, blocks, E): the `top_k` most probable, rescaled to a sum of 1."""
+        """Return the weight of every expert that was kept, (B, blocks, kept).
+
+        The routers' `top_k` most probable experts are taken, rescaled to a sum of 1. Where experts were merged, one
+        that answers for several has the sum of their weights.
+        """
         probabilities = self.probabilities(sigma, goal)
-        return chosen(probabilities, probabilities.topk(self.config.top_k).indices)
+        route = chosen(probabilities, probabilities.topk(self.config.top_k).indices)
+        if not self.config.merged:
+            return route
+        answers = torch.eye(max(self.config.kept))[torch.tensor(self.config.merged)]  # (blocks, E, kept)
+        return torch.einsum("nbe,bek->nbk", route, answers)
 
     def forward(self, noisy: Tensor, sigma: Tensor, tokens: Tensor, goal: Tensor, route: Tensor) -> Tensor:
         """Predict the raw network output, before preconditioning.
@@ -197,7 +206,7 @@ class ModeDiT(nn.Module):
             sigma: Noise levels, (B,), all positive.
             tokens: Encoded images, (B, C, token width).
             goal: Embedded goals, (B, goal width); all zeros means goal-free.
-            route: Weight of every expert, (B, blocks, E), from `route`.
+            route: Weight of every expert, (B, blocks, kept), from `route`.
 
         Returns:
             (B, H, A).

@@ -151,18 +151,6 @@ class _Modulation(nn.Module):
         return self.modulation(condition).chunk(4, dim=-1)
 
 
-class _Keypoints(nn.Module):
-    """Each channel's average and where it is strongest, the mean place under a softmax (Levine et al. 2016)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, h, w) to (B, 3 C)."""
-        height, width = x.shape[2:]
-        attention = x.flatten(2).softmax(-1).unflatten(-1, (height, width))
-        across = (attention.sum(2) * torch.linspace(-1, 1, width)).sum(-1)
-        down = (attention.sum(3) * torch.linspace(-1, 1, height)).sum(-1)
-        return torch.cat((x.mean((2, 3)), across, down), dim=1)
-
-
 class FiLMResNet18(ResNet):
     """ResNet-18, modulated inside every block, with a linear layer at its end."""
 
@@ -171,8 +159,7 @@ class FiLMResNet18(ResNet):
         for i, width in enumerate(self.widths):
             self.add_module(f"film_module{i + 1}", _Modulation(condition, width))
         self.token_width = self.widths[-1]
-        self.keypoints = _Keypoints() if config.pooling == "keypoints" else None
-        self.fc = nn.Linear((3 if self.keypoints else 1) * self.token_width, self.token_width)
+        self.fc = nn.Linear(self.token_width, self.token_width)
 
     def forward(self, image: Tensor, condition: Tensor) -> Tensor:
         """Map scaled images (B, 3, h, w) and goals (B, condition width) to (B, token width)."""
@@ -181,7 +168,7 @@ class FiLMResNet18(ResNet):
             films = self.get_submodule(f"film_module{i + 1}")(condition)
             for j, block in enumerate(stage.children()):
                 x = block(x, films[2 * j : 2 * j + 2])
-        return self.fc(self.keypoints(x) if self.keypoints else x.mean((2, 3)))
+        return self.fc(x.mean((2, 3)))
 
 
 def make_encoder(config: ImageConfig, condition: int) -> FiLMResNet | FiLMResNet18:
