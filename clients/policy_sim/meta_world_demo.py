@@ -59,7 +59,7 @@ def drive(url: str, *, number: int) -> dict[str, Episode]:
 
 
 def write_gif(episodes: dict[str, Episode], path: Path) -> None:
-    """Save an animation of all episodes side by side, in real time; those that end early wait for the others."""
+    """Save an animation of all episodes side by side, at half speed; those that end early wait for the others."""
     longest = max(len(episode.frames) for episode in episodes.values())
     rows = [scene.tasks for scene in SCENES.values()]
     height = _VIEW_PX + _WORDS_PX
@@ -70,7 +70,7 @@ def write_gif(episodes: dict[str, Episode], path: Path) -> None:
             for column, task in enumerate(tasks):
                 _paste(frame, episodes[task], i, left=2 * _VIEW_PX * column, top=height * row)
         frames.append(frame.quantize(96, dither=Image.Dither.NONE))
-    step_ms = round(1e3 * STEP_S * PLAY_STEPS)
+    step_ms = round(2e3 * STEP_S * PLAY_STEPS)
     durations = [step_ms] * (longest - 1) + [1500]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
 
@@ -81,7 +81,7 @@ def _paste(frame: Image.Image, episode: Episode, i: int, *, left: int, top: int)
         view = Image.fromarray(images[name]).resize((_VIEW_PX, _VIEW_PX), Image.Resampling.BICUBIC)
         frame.paste(view, (left + j * _VIEW_PX, top + _WORDS_PX))
     over = i >= len(episode.frames) - 1
-    words = episode.instruction + (" ✓" if over and episode.done_at else "")
+    words = episode.instruction + (": done" if over and episode.done_at else "")
     draw = ImageDraw.Draw(frame)
     draw.text((left + 6, top + 3), words, fill="#2a9d8f" if over else "#2e3440", font=ImageFont.load_default(14))
 
