@@ -9,17 +9,21 @@ from types import ModuleType
 
 from tqdm import tqdm
 
-from benchmarks import chunk, closed_loop, health, round_trip
+from benchmarks import chunk, closed_loop, expert_caching, gpu_mode, health, large_batch, large_start, round_trip
 from benchmarks.report import write_report
-from benchmarks.result import Result, load_results, save_results
-from benchmarks.settings import OPENPI_HINT, OPENPI_VARIABLE, ROOT, Settings, find_openpi
+from benchmarks.result import load_results, save_results, table_lines
+from benchmarks.settings import CACHE, OPENPI_HINT, OPENPI_VARIABLE, ROOT, Settings, find_openpi
 
 BENCHMARKS: Mapping[str, ModuleType] = {
     "chunk": chunk,
     "round_trip": round_trip,
     "health": health,
     "closed_loop": closed_loop,
+    "expert_caching": expert_caching,
+    "large_start": large_start,
+    "large_batch": large_batch,
 }
+_WITH_OPENPI = ("round_trip", "health", "closed_loop")
 RESULTS = ROOT / "benchmarks" / "results.json"
 
 
@@ -31,29 +35,30 @@ def main(words: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"there is no benchmark {', '.join(unknown)}; there are: {', '.join(BENCHMARKS)}")
     try:
-        settings = Settings(arguments.bundle, find_openpi(), arguments.quick)
+        settings = Settings(arguments.bundle, find_openpi(), arguments.quick, arguments.cache)
         results = load_results(RESULTS)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     for name in [] if arguments.report_only else arguments.names or BENCHMARKS:
         results[name] = BENCHMARKS[name].run(settings, _command(name, settings))
-        _show(results[name])
+        tqdm.write("\n".join(("", *table_lines(results[name]))))
         if not settings.quick:
             save_results(RESULTS, results)
     if not settings.quick:
-        write_report(results, BENCHMARKS, ROOT / "docs")
+        everywhere = {**BENCHMARKS, "gpu_mode": gpu_mode}
+        write_report({**results, **load_results(gpu_mode.RESULTS)}, everywhere, ROOT / "docs")
         tqdm.write("wrote docs/benchmarks.md")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     about = "\n".join(
-        f"  {name:12} {(module.__doc__ or '').partition(chr(10))[0]}" for name, module in BENCHMARKS.items()
+        f"  {name:14} {(module.__doc__ or '').partition(chr(10))[0]}" for name, module in BENCHMARKS.items()
     )
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure this server beside its alternatives, on this machine alone (127.0.0.1), and write\n"
-        f"docs/benchmarks.md with its pictures. All of it takes five to ten minutes.\n\nbenchmarks:\n{about}",
+        f"docs/benchmarks.md with its pictures. All of it takes twenty minutes.\n\nbenchmarks:\n{about}",
         epilog="examples:\n"
         "  python -m benchmarks --quick                 does everything run? writes nothing\n"
         "  python -m benchmarks chunk --bundle my/policy\n"
@@ -70,31 +75,20 @@ def _parser() -> argparse.ArgumentParser:
         help="policy whose chunks `chunk` times; a BESO bundle (default: %(default)s)",
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the rounds, for a look; writes nothing")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=CACHE,
+        help="where the policy of released size is kept, 4.1 GB, once it was written (default: %(default)s)",
+    )
     parser.add_argument("--report-only", action="store_true", help="rebuild the page from benchmarks/results.json")
     return parser
 
 
 def _command(name: str, settings: Settings) -> str:
-    setting = f"{OPENPI_VARIABLE}=path/to/openpi " if settings.openpi and name != "chunk" else ""
+    setting = f"{OPENPI_VARIABLE}=path/to/openpi " if settings.openpi and name in _WITH_OPENPI else ""
     bundle = f" --bundle {shlex.quote(str(settings.bundle))}" if name == "chunk" else ""
     return f"{setting}python -m benchmarks {name}{bundle}"
-
-
-def _show(result: Result) -> None:
-    rows = [result.columns, *result.rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(result.columns))]
-    tqdm.write("")
-    for row in rows:
-        tqdm.write(
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-        )
-    for topic, text in result.facts.items():
-        tqdm.write(f"{topic}: {text}")
-    for bar in result.bars:
-        tqdm.write(f"{'reached' if bar.met else 'MISSED '}  {bar.claim}: {bar.got}")
 
 
 if __name__ == "__main__":

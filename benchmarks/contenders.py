@@ -1,7 +1,7 @@
 """Everything that can compute a chunk of one bundle, and the processes they are timed in."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +21,8 @@ from policy_server.runtime.sampling import drive
 ONE_THREAD = ", 1 thread"
 AUTO = "auto"
 EAGER, EAGER_ONE = "eager torch", "eager torch" + ONE_THREAD
-_ANSWER_S = 120.0
+EAGER_SETTLED = "eager torch, routes settled"
+_ANSWER_S = 300.0  # a policy of gigabytes may come from a slow disk
 
 
 class Contender(Protocol):
@@ -75,7 +76,11 @@ def contender_names(bundle: Bundle) -> list[str]:
 
 
 def make_contender(bundle: Bundle, name: str) -> Contender:
-    """Return one of the contenders of `contender_names`; raises ImportError where its library is not installed."""
+    """Return one of the contenders of `contender_names`, or EAGER_SETTLED for a MoDE policy.
+
+    Raises:
+        ImportError: Its library is not installed.
+    """
     if name == AUTO:
         return EngineContender(bundle.new_program(), load_engine(bundle, "auto", 0).engine)
     base, _, _ = name.partition(ONE_THREAD)
@@ -83,7 +88,10 @@ def make_contender(bundle: Bundle, name: str) -> Contender:
     if base in ENGINES:
         return EngineContender(bundle.new_program(), ENGINES[base].make(bundle, threads))
     from benchmarks.eager import DEFAULT_THREADS, EagerTorch
+    from benchmarks.eager_mode import EagerMode
 
+    if bundle.manifest.family == "mode":
+        return EagerMode(bundle, threads or DEFAULT_THREADS, settled=base == EAGER_SETTLED)
     return EagerTorch(bundle, threads or DEFAULT_THREADS)
 
 
@@ -118,9 +126,18 @@ class Worker:
 
     def time_block_ms(self, name: str, seed: int, count: int) -> list[float]:
         """Return the times of `count` chunks, after one more that is not timed."""
-        self._pipe.send((name, seed, count))
-        times_ms: list[float] = self._answer()
+        times_ms: list[float] = self.ask(_time_ms, name, seed, count)
         return times_ms
+
+    def chunks(self, name: str, seed: int, count: int) -> list[np.ndarray]:
+        """Return `count` chunks; every contender is asked the same for the same seed."""
+        chunks: list[np.ndarray] = self.ask(_chunks, name, seed, count)
+        return chunks
+
+    def ask(self, do: Callable[..., Any], name: str, *arguments: Any) -> Any:
+        """Return `do(contender, bundle, *arguments)`, done in the worker's process."""
+        self._pipe.send((do, name, arguments))
+        return self._answer()
 
     def _answer(self) -> Any:
         if not self._pipe.poll(_ANSWER_S):
@@ -132,9 +149,9 @@ def _work(pipe: Connection, path: Path, names: Sequence[str]) -> None:
     bundle = load_bundle(path)
     contenders: Mapping[str, Contender] = {name: make_contender(bundle, name) for name in names}
     pipe.send({name: contender.engine for name, contender in contenders.items()})
-    while (block := pipe.recv()) is not None:
-        name, seed, count = block
-        pipe.send(_time_ms(contenders[name], bundle, seed, count))
+    while (question := pipe.recv()) is not None:
+        do, name, arguments = question
+        pipe.send(do(contenders[name], bundle, *arguments))
 
 
 def _time_ms(contender: Contender, bundle: Bundle, seed: int, count: int) -> list[float]:
@@ -147,3 +164,10 @@ def _time_ms(contender: Contender, bundle: Bundle, seed: int, count: int) -> lis
         contender.chunk(observation, chunk_seed)
         times_ms.append(1e3 * (time.perf_counter() - started_at_s))
     return times_ms[1:]
+
+
+def _chunks(contender: Contender, bundle: Bundle, seed: int, count: int) -> list[np.ndarray]:
+    draw = np.random.default_rng(seed)
+    contender.prepare()
+    cases = [(draw_observation(bundle.spec, draw), int(draw.integers(2**63))) for _ in range(count)]
+    return [contender.chunk(*case) for case in cases]

@@ -21,10 +21,17 @@ _START_S, _STOP_S = 180.0, 15.0
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers."""
+    """A server that answers.
+
+    Attributes:
+        port: Where it listens.
+        process_id: Of its process.
+        started_in_s: How long it took from the start of its process to its first answer.
+    """
 
     port: int
     process_id: int
+    started_in_s: float
 
     @property
     def url(self) -> str:
@@ -54,6 +61,7 @@ def serving(arguments: Sequence[str], *, python_path: Sequence[Path] = ()) -> It
     port = _free_port()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, python_path))}
     with tempfile.TemporaryFile() as log:
+        started_at_s = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, *arguments, "--port", str(port)], cwd=ROOT, env=environment, stdout=log, stderr=log
         )
@@ -61,7 +69,7 @@ def serving(arguments: Sequence[str], *, python_path: Sequence[Path] = ()) -> It
             if not _answers(port, process):
                 log.seek(0)
                 raise RuntimeError(f"{' '.join(arguments)} did not start:\n{log.read().decode()[-2000:]}")
-            yield Server(port, process.pid)
+            yield Server(port, process.pid, time.monotonic() - started_at_s)
         finally:
             process.terminate()
             try:

@@ -41,14 +41,17 @@ def _bars(results: Iterable[Result]) -> str:
 
 def _section(result: Result, benchmark: ModuleType, folder: Path) -> str:
     title, _, about = (benchmark.__doc__ or "").strip().partition("\n")
-    picture = f"images/bench-{result.name.replace('_', '-')}.png"
-    plot_result(result, folder / picture)
+    drawn = []
+    if result.series:
+        picture = f"images/bench-{result.name.replace('_', '-')}.png"
+        plot_result(result, folder / picture)
+        drawn.append(f"![{title}]({picture})\n")
     facts = "\n".join(f"- {topic}: {text}" for topic, text in {**result.facts, **result.machine}.items())
     return "\n".join(
         (
             f"## {title.rstrip('.')}\n",
             f"{about.strip()}\n",
-            f"![{title}]({picture})\n",
+            *drawn,
             _table(result.columns, result.rows),
             facts + "\n",
             f"```\n{result.command}\n```\n",

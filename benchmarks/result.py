@@ -86,6 +86,21 @@ class Result:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
+def table_lines(result: Result) -> list[str]:
+    """Return a result as lines for a terminal: its table, what is to be known about it, and its bars."""
+    rows = [result.columns, *result.rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(result.columns))]
+    table = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    facts = [f"{topic}: {text}" for topic, text in result.facts.items()]
+    return [*table, *facts, *(f"{'reached' if bar.met else 'MISSED '}  {bar.claim}: {bar.got}" for bar in result.bars)]
+
+
 def save_results(path: Path, results: Mapping[str, Result]) -> None:
     """Write the results of all benchmarks."""
     whole = {"schema": SCHEMA, "percents": PERCENTS, "results": {name: asdict(r) for name, r in results.items()}}

@@ -1,6 +1,7 @@
 """What one run of the benchmarks is told."""
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ OPENPI_HINT = (
     f"openpi's own server is left out; to compare with it: git clone https://github.com/Physical-Intelligence/openpi, "
     f"then set {OPENPI_VARIABLE}=openpi"
 )
+CACHE = Path(tempfile.gettempdir()) / "policy-benchmarks"
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Settings:
         bundle: The policy whose chunks are timed.
         openpi: A checkout of openpi; None leaves that server out.
         quick: Few rounds: to see that everything runs, not to believe the numbers.
+        cache: Where bundles are kept that take minutes to write.
     """
 
     bundle: Path
     openpi: Path | None
     quick: bool
+    cache: Path = CACHE
 
     def rounds(self, thorough: int) -> int:
         """Return how many rounds stand for `thorough` ones."""
