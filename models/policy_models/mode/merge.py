@@ -48,8 +48,8 @@ def survey(routes: Routes, sampler: SamplerSpec) -> Survey:
     for others; so the levels of training, within the schedule's range, count as much as they do.
 
     The paper counts how often an expert is chosen. Where two are chosen of four, and training has balanced them, counts
-    hardly differ; weights do. Keeping 2 of 4 by weight changed the actions of the bundled Meta-World policy by 0.7 % of
-    their range, by count by 1.2 % (64 recorded observations, nothing averaged).
+    hardly differ; weights do. Keeping 2 of 4 by weight changed the actions of the bundled Meta-World policy by 0.8 % of
+    their range, by count by 1.3 % (64 recorded observations, nothing averaged).
     """
     assert not routes.config.goal_routing and not routes.config.merged, "levels alone must decide, for single experts"
     sets = (schedule_levels(sampler), training_levels(sampler, _TRAINING_LEVELS))
@@ -121,8 +121,8 @@ def dominant_alone(use: np.ndarray, merged: tuple[tuple[int, ...], ...]) -> np.n
     """Return 1 for the most used expert of each group and 0 for all others, (blocks, E) as `use`.
 
     Merging by that instead of `use` keeps those as they are and drops the others, whose noise levels they then serve.
-    Without fine-tuning that is the better way: the bundled Meta-World policy's actions changed by 0.7 % of their range
-    with 2 experts kept of 4, and by 2.3 % with 2 averages.
+    Without fine-tuning that is the better way: the bundled Meta-World policy's actions changed by 0.8 % of their range
+    with 2 experts kept of 4, and by 2.4 % with 2 averages.
     """
     alone = np.zeros_like(use)
     for block, answers in enumerate(merged):
