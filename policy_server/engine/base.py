@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from policy_server.errors import EngineUnavailable
+
 if TYPE_CHECKING:
     from policy_server.bundle import Bundle
 
@@ -70,6 +72,8 @@ def _make_openvino_bf16(bundle: "Bundle", threads: int) -> Engine:
 def _make_openvino_int8(bundle: "Bundle", threads: int) -> Engine:
     from policy_server.engine.openvino import OpenVinoEngine
 
+    if bundle.graphs() and not bundle.graphs("int8"):
+        raise EngineUnavailable(f"{bundle.name!r} has no variant with int8 weights")
     return OpenVinoEngine(bundle.graphs("int8"), threads, "int8")
 
 

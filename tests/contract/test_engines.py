@@ -15,7 +15,8 @@ from policy_server.runtime.sampling import drive
 TOLERANCE = {"f32": 1e-5, "bf16": 3e-2}
 
 
-@pytest.fixture(params=ENGINES)
+# int8 weights are a variant of some bundles; test_mode_graphs.py has one.
+@pytest.fixture(params=[name for name, choice in ENGINES.items() if choice.precision in TOLERANCE])
 def engine(request: pytest.FixtureRequest, tiny_bundle: Bundle) -> Iterator[Engine]:
     engine = ENGINES[request.param].make(tiny_bundle, 1)
     assert engine.name == request.param
