@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnxscript import opset20 as op
 from safetensors.torch import save_file
 
+import policy_models.precision  # noqa: F401: its operators are translated below
 from policy_models.program import Graph
 from policy_server.weights import FILE, describe_transposed
 
@@ -37,7 +39,7 @@ def export_graphs(graphs: Mapping[str, Graph], weights: Mapping[str, torch.Tenso
     models = {}
     for name, graph in graphs.items():
         logger.info("exporting the graph %s", name)
-        models[name] = _export(graph)
+        models[name] = to_onnx(graph)
     logger.info("matching constants with weights")
     matches = {name: _match(model, stored, index) for name, model in models.items()}
 
@@ -57,7 +59,7 @@ def export_graphs(graphs: Mapping[str, Graph], weights: Mapping[str, torch.Tenso
         for match in matches[name]:
             if match.transposed == (match.tensor in transposed):
                 _refer(match.constant, *places[match.tensor])
-        _forget_origin(model)
+        forget_origin(model)
         ir.save(model, folder / f"{name}.onnx")
 
 
@@ -68,7 +70,8 @@ class _Match:
     transposed: bool
 
 
-def _export(graph: Graph) -> ir.Model:
+def to_onnx(graph: Graph) -> ir.Model:
+    """Return one graph in opset 20, the first axis of every input and output dynamic, with its weights inside."""
     # The exporter reports its stages and torchvision's absence at level WARNING, its helpers every node at INFO.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     for helper in ("onnx_ir", "onnxscript"):
@@ -87,6 +90,7 @@ def _export(graph: Graph) -> ir.Model:
             dynamo=True,
             verbose=False,
             optimize=True,
+            custom_translation_table=_TRANSLATIONS,
         )
     assert program is not None
     return program.model
@@ -147,7 +151,7 @@ def _refer(constant: ir.Value, offset: int, length: int) -> None:
     )
 
 
-def _forget_origin(model: ir.Model) -> None:
+def forget_origin(model: ir.Model) -> None:
     """Remove what the exporter notes about every node: stack traces with the paths of this machine."""
     for described in _described(model):
         described.metadata_props.clear()
@@ -163,6 +167,20 @@ def _described(model: ir.Model) -> Iterator[Any]:
         for node in graph:
             yield node
             yield from node.outputs
+
+
+def _quantize(x: Any, scale: Any, zero: Any) -> Any:
+    return op.QuantizeLinear(x, scale, zero)
+
+
+def _dequantize(x: Any, scale: Any, zero: Any) -> Any:
+    return op.DequantizeLinear(x, scale, zero, axis=-1)
+
+
+_TRANSLATIONS = {
+    torch.ops.policy_models.quantize.default: _quantize,
+    torch.ops.policy_models.dequantize.default: _dequantize,
+}
 
 
 class _ByName(torch.nn.Module):

@@ -114,12 +114,15 @@ class BranchingExperts(nn.Module):
         """Map (B, L, d) and (B, E) to (B, L, d)."""
         out = torch.zeros_like(z)
         for expert, weight in zip(self.experts, route.unbind(1)[: len(self.experts)], strict=True):
-            out = out + torch.cond(
-                (weight != 0).any(),
-                lambda z, weight, expert=expert: weight[:, None, None] * expert(z),
-                lambda z, weight: torch.zeros_like(z),
-                (z, weight),
-            )
+            if torch.compiler.is_exporting():
+                out = out + torch.cond(
+                    (weight != 0).any(),
+                    lambda z, weight, expert=expert: weight[:, None, None] * expert(z),
+                    lambda z, weight: torch.zeros_like(z),
+                    (z, weight),
+                )
+            elif weight.any():  # torch.cond would compile both branches, and compiled layers cannot be watched
+                out = out + weight[:, None, None] * expert(z)
         return out
 
 
