@@ -5,16 +5,16 @@ Only the products of linear layers and convolutions change. Norms, softmax, atte
 hundredth of the work at these lengths), residual sums and small layers, among them the embedding of the noise level,
 stay in float32.
 
-- "f16", "bf16": operands in 16 bits, the bias added in float32. Convolutions are float16 in every low precision: ONNX has
-  them in bfloat16 from opset 22 on.
-- "int8", "fp8": linear layers on 8-bit operands, scaled per tensor for activations and, for int8, per output channel for
-  weights (Wu et al. 2020, arXiv:2004.09602, section 3); E4M3 for fp8 (Micikevicius et al. 2022, arXiv:2209.05433). A
-  layer that calibration never reached, such as an expert that no noise level of the schedule chose, is float16.
+- "f16", "bf16": operands in 16 bits, the bias added in float32. Convolutions are float16 in every low precision: ONNX
+  has them in bfloat16 from opset 22 on.
+- "int8", "fp8": linear layers on 8-bit operands, scaled per tensor for activations and, for int8, per output channel
+  for weights (Wu et al. 2020, arXiv:2004.09602, section 3); E4M3 for fp8 (Micikevicius et al. 2022, arXiv:2209.05433).
+  A layer that calibration never reached, such as an expert that no noise level of the schedule chose, is float16.
 
 In eager torch these modules compute what the exported graph means, rounding included.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Literal, TypeVar

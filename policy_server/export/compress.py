@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Literal
-from zipfile import BadZipFile
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +20,7 @@ from policy_server.bundle import GRAPHS, Bundle, Manifest, load_bundle
 from policy_server.catalog import load_engine
 from policy_server.errors import BundleInvalid
 from policy_server.export.bundle import write_bundle
+from policy_server.export.observations import read_images
 from policy_server.golden import draw_observation
 from policy_server.runtime.sampling import drive
 from policy_server.weights import FILE
@@ -203,7 +203,7 @@ def _observations(path: Path | None, spec: PolicySpec, samples: int) -> list[Obs
     drawn = [draw_observation(spec, draw) for _ in range(samples)]
     if path is None:
         return drawn
-    recorded = _read_images(path, spec)
+    recorded = read_images(path, spec)
     count = min(map(len, recorded.values()))
     rows = draw.choice(count, samples, replace=samples > count)
     # Images are recorded; what is said to them comes from the spec's examples.
@@ -211,25 +211,6 @@ def _observations(path: Path | None, spec: PolicySpec, samples: int) -> list[Obs
         replace(observation, images={name: images[row] for name, images in recorded.items()})
         for observation, row in zip(drawn, rows, strict=True)
     ]
-
-
-def _read_images(path: Path, spec: PolicySpec) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            recorded = {camera.name: arrays[camera.name] for camera in spec.cameras}
-    except KeyError as error:
-        wanted = ", ".join(camera.name for camera in spec.cameras)
-        raise BundleInvalid(f"{path}: {error}; it must hold an array for each of the cameras {wanted}") from error
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
-        raise BundleInvalid(f"{path} is no .npz file of observations: {error}") from error
-    for camera in spec.cameras:
-        images, wanted_shape = recorded[camera.name], (camera.height, camera.width, 3)
-        if images.dtype != np.uint8 or images.shape[1:] != wanted_shape or not len(images):
-            raise BundleInvalid(
-                f"{path}: {camera.name!r} is {images.dtype} {images.shape}, expected uint8 (N, {camera.height}, "
-                f"{camera.width}, 3)"
-            )
-    return recorded
 
 
 class _Runner:

@@ -4,7 +4,7 @@ import json
 import logging
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from onnxscript import opset20 as op
 from safetensors.torch import save_file
 
-import policy_models.precision  # noqa: F401: its operators are translated below
+import policy_models.precision  # noqa: F401  (registers the operators that are translated below)
 from policy_models.program import Graph
 from policy_server.weights import FILE, describe_transposed
 
@@ -177,7 +177,7 @@ def _dequantize(x: Any, scale: Any, zero: Any) -> Any:
     return op.DequantizeLinear(x, scale, zero, axis=-1)
 
 
-_TRANSLATIONS = {
+_TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.policy_models.quantize.default: _quantize,
     torch.ops.policy_models.dequantize.default: _dequantize,
 }

@@ -1,0 +1,154 @@
+"""A bundle's graphs in a precision of choice, for compilers that keep every type: calibrated, lowered, exported."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from tqdm import tqdm
+
+from policy_models.precision import CALIBRATED, InputRanges, Precision, lowered
+from policy_models.program import Graph
+from policy_models.spec import Observation, SamplingOptions
+from policy_server.bundle import Bundle
+from policy_server.engine.base import Tensors
+from policy_server.engine.torch import load_weights
+from policy_server.errors import BundleInvalid
+from policy_server.export.observations import read_observations
+from policy_server.export.onnx import forget_origin, to_onnx
+from policy_server.golden import GoldenCase
+from policy_server.runtime.sampling import drive
+
+logger = logging.getLogger(__name__)
+
+# Drift from the golden case that each precision may have, as a fraction of the action range, where a bundle states
+# none; docs/tensorrt.md has what was measured.
+TOLERANCE: Mapping[str, float] = {"f32": 1e-4, "f16": 2e-3, "bf16": 2e-2, "fp8": 5e-2, "int8": 5e-2}
+
+
+@dataclass(frozen=True)
+class LoweredGraphs:
+    """The graphs of one bundle in one precision.
+
+    Attributes:
+        graphs: By name; what is exported is lowered.
+        precision: What their products are computed in.
+        tolerance: Drift from the golden case that they may have.
+        drift: What they have in eager torch, rounding included.
+    """
+
+    graphs: Mapping[str, Graph]
+    precision: Precision
+    tolerance: float
+    drift: float
+
+
+def lower_bundle(
+    bundle: Bundle, precision: Precision, *, observations: Path | None, samples: int, tolerance: float | None = None
+) -> LoweredGraphs:
+    """Lower a bundle's graphs.
+
+    Args:
+        bundle: With graphs.
+        precision: What their products are computed in.
+        observations: Recorded ones, to calibrate on; see `read_observations`. "fp8" and "int8" need them.
+        samples: How many observations to calibrate on.
+        tolerance: Drift from the golden case that is accepted; what the bundle says, or `TOLERANCE`, if None.
+
+    Raises:
+        BundleInvalid: It has no graphs, or the observations are missing or do not fit.
+    """
+    if not bundle.graphs():
+        raise BundleInvalid(
+            f"{bundle.name} has no graphs: policies of the family {bundle.manifest.family} compute none"
+        )
+    if precision in CALIBRATED and observations is None:
+        inputs = [*(camera.name for camera in bundle.spec.cameras), *(["state"] if bundle.spec.state else [])]
+        raise BundleInvalid(
+            f"{precision} must be calibrated on what {bundle.name} will see; noise would give wrong scales. Name an "
+            f".npz file of recorded observations (--observations) with the arrays {', '.join(inputs)} and goal, a row "
+            "for each; docs/tensorrt.md shows how to record one"
+        )
+    graphs = bundle.family.make_graphs(bundle.spec, bundle.config, load_weights(bundle.weights))
+    ranges: Mapping[str, InputRanges] = {}
+    if precision in CALIBRATED and observations is not None:
+        ranges = calibrate(bundle, graphs, read_observations(observations, bundle.spec), samples)
+    small = {
+        name: replace(graph, exported=lowered(_compiled(graph), precision, ranges.get(name)))
+        for name, graph in graphs.items()
+    }
+    drift = GoldenCase(bundle.path / "golden.npz").drift(bundle.new_program(), EagerEngine(small, precision))
+    stated = bundle.manifest.tolerance.get(precision, TOLERANCE[precision])
+    return LoweredGraphs(small, precision, stated if tolerance is None else tolerance, drift)
+
+
+def calibrate(
+    bundle: Bundle, graphs: Mapping[str, Graph], observations: Sequence[Observation], samples: int
+) -> Mapping[str, InputRanges]:
+    """Return what the layers of each graph are given while the program answers recorded observations.
+
+    Evenly spaced observations are answered, each at the end of a window of those before it.
+    """
+    window = bundle.spec.window
+    if len(observations) < window:
+        raise BundleInvalid(
+            f"{bundle.name} looks at {window} observations at a time, only {len(observations)} are recorded"
+        )
+    engine, program = EagerEngine(graphs, "f32"), bundle.new_program()
+    ranges = {name: InputRanges() for name in graphs}
+    starts = np.linspace(0, len(observations) - window, min(samples, len(observations) - window + 1)).astype(int)
+    with ExitStack() as stack:
+        for name, graph in graphs.items():
+            stack.enter_context(ranges[name].watch(_compiled(graph)))
+        for seed, start in enumerate(tqdm(starts, desc="calibrate", unit="observation")):
+            memory = program.begin()
+            for observation in observations[start : start + window]:
+                memory = drive(program.infer(observation, memory, SamplingOptions(seed)), engine).memory
+    return ranges
+
+
+def write_graphs(graphs: Mapping[str, Graph], folder: Path) -> Mapping[str, Path]:
+    """Write `<name>.onnx` with its weights beside it in `<name>.weights` for every graph; return the paths.
+
+    The weights are not the bundle's: they have other types, and TensorRT reads no file outside the graph's folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, graph in graphs.items():
+        logger.info("exporting the graph %s", name)
+        model = to_onnx(graph)
+        forget_origin(model)
+        paths[name] = folder / f"{name}.onnx"
+        ir.save(model, paths[name], external_data=f"{name}.weights")
+    return paths
+
+
+class EagerEngine:
+    """Runs graphs in eager torch, in the form that is exported."""
+
+    name = "eager torch"
+
+    def __init__(self, graphs: Mapping[str, Graph], precision: Precision) -> None:
+        self.precision: str = precision
+        self._graphs = graphs
+
+    def run(self, graph: str, inputs: Tensors) -> Tensors:
+        """Run one graph; see `Engine.run`."""
+        definition = self._graphs[graph]
+        with torch.inference_mode():
+            results = _compiled(definition)(*(torch.from_numpy(inputs[name]) for name in definition.inputs))
+        results = (results,) if isinstance(results, torch.Tensor) else results
+        return {name: value.numpy() for name, value in zip(definition.outputs, results, strict=True)}
+
+    def close(self) -> None:
+        """Drop the modules."""
+        self._graphs = {}
+
+
+def _compiled(graph: Graph) -> torch.nn.Module:
+    module: torch.nn.Module = graph.exported or graph.module
+    return module
