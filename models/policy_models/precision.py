@@ -17,13 +17,14 @@ In eager torch these modules compute what the exported graph means, rounding inc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Precision = Literal["f32", "f16", "bf16", "fp8", "int8"]
+from policy_models.spec import Precision
+
 CALIBRATED: frozenset[Precision] = frozenset({"fp8", "int8"})
 
 # Smaller matrices cost nothing worth saving, and heads and embeddings of a few numbers are what accuracy hangs on.

@@ -15,6 +15,9 @@ ResizeRule = Literal["refuse", "area", "linear"]
 # Unknown keys in a bundle's policy.yaml are refused; pydantic reads this attribute, and nothing here imports it.
 _STRICT = {"extra": "forbid"}
 
+# What the products of a network are computed in; everything else stays in float32.
+Precision = Literal["f32", "f16", "bf16", "fp8", "int8"]
+
 
 @dataclass(frozen=True)
 class VectorSpec:

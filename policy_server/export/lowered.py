@@ -11,9 +11,9 @@ import onnx_ir as ir
 import torch
 from tqdm import tqdm
 
-from policy_models.precision import CALIBRATED, InputRanges, Precision, lowered
+from policy_models.precision import CALIBRATED, InputRanges, lowered
 from policy_models.program import Graph
-from policy_models.spec import Observation, SamplingOptions
+from policy_models.spec import Observation, Precision, SamplingOptions
 from policy_server.bundle import Bundle
 from policy_server.engine.base import Tensors
 from policy_server.engine.torch import load_weights
