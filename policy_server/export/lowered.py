@@ -127,6 +127,16 @@ def write_graphs(graphs: Mapping[str, Graph], folder: Path) -> Mapping[str, Path
     return paths
 
 
+def onnx_drift(bundle: Bundle, graphs: Mapping[str, Path], precision: Precision) -> float | None:
+    """Return the drift of exported graphs in ONNX Runtime; None for bfloat16, which it cannot multiply on CPUs."""
+    from policy_server.engine.onnx import OnnxEngine
+
+    if precision == "bf16":
+        return None
+    engine = OnnxEngine(graphs, threads=0)
+    return GoldenCase(bundle.path / "golden.npz").drift(bundle.new_program(), engine)
+
+
 class EagerEngine:
     """Runs graphs in eager torch, in the form that is exported."""
 
