@@ -224,6 +224,12 @@ class GoldenDrift(BundleError):
         )
 
 
+class UnsupportedGraph(BundleError):
+    """A compiler cannot build a bundle's graph; says which operator of which graph, and what it would take."""
+
+    code = "unsupported_graph"
+
+
 class EngineUnavailable(StartupError):
     """An engine was asked for that this installation cannot run."""
 

@@ -95,7 +95,7 @@ class GoldenCase:
             raise BundleInvalid(
                 f"the golden chunk has shape {self.actions.shape}, the policy gives {outcome.actions.shape}"
             )
-        drift = float(np.max(np.abs(outcome.actions - self.actions) / _action_range(program.spec, self.actions)))
+        drift = float(np.max(np.abs(outcome.actions - self.actions) / action_range(program.spec, self.actions)))
         return drift if np.isfinite(drift) else float("inf")
 
 
@@ -110,7 +110,8 @@ def check_golden(
     return drift
 
 
-def _action_range(spec: PolicySpec, actions: np.ndarray) -> np.ndarray:
+def action_range(spec: PolicySpec, actions: np.ndarray) -> np.ndarray:
+    """Return how far each action can go, (A,): by the limits, else by a chunk (H, A), at least 1."""
     if spec.action.low and spec.action.high:
         span: np.ndarray = np.subtract(spec.action.high, spec.action.low)
     else:

@@ -134,5 +134,7 @@ def _export_graphs(
     check_operators(graphs.values())
     drift = onnx_drift(bundle, graphs, precision)
     elsewhere = f"{drift:.1e} in ONNX Runtime" if drift is not None else "ONNX Runtime has no bfloat16 products on CPUs"
+    if low.moved:
+        typer.echo(f"recorded observations: actions move by {low.moved[0]:.1e} on average, {low.moved[1]:.1e} at most")
     typer.echo(f"golden drift {low.drift:.1e} in eager torch, {elsewhere}; allowed is {low.tolerance:.1e}")
     typer.echo(f"{output / bundle.name} holds {', '.join(graphs)}: every operator is one that {SUPPORTED_BY} supports")

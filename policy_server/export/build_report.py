@@ -39,6 +39,8 @@ class BuildReport:
         drift: From the golden case, as a fraction of the action range.
         tolerance: What of that is allowed.
         expected_drift: What the same graphs have in eager torch, rounding included.
+        moved: How far actions move from float32 over recorded observations, in eager torch: (mean, largest), as
+            fractions of the action range; None where none were recorded.
         chunk_ms: Median time for the golden chunk, copies to and from the device included.
         graphs: Every plan by graph.
     """
@@ -50,6 +52,7 @@ class BuildReport:
     drift: float
     tolerance: float
     expected_drift: float
+    moved: tuple[float, float] | None
     chunk_ms: float
     graphs: Mapping[str, GraphReport]
 
@@ -63,6 +66,10 @@ def write_report(folder: Path, report: BuildReport) -> None:
 def markdown(report: BuildReport) -> str:
     """Return the report as a page."""
     options, machine, batch = report.options, report.machine, report.options.batch
+    recorded = ""
+    if report.moved:
+        mean, largest = report.moved
+        recorded = f" Over recorded observations actions move by {mean:.1e} on average, {largest:.1e} at most."
     lines = [
         f"# TensorRT plans of {report.policy} {report.version}",
         "",
@@ -71,7 +78,7 @@ def markdown(report: BuildReport) -> str:
         f"{options.level}{', version-compatible' if options.version_compatible else ''}.",
         "",
         f"Golden drift {report.drift:.1e} of the action range (allowed {report.tolerance:.1e}, in eager torch "
-        f"{report.expected_drift:.1e}). A chunk takes {report.chunk_ms:.2f} ms, copies included.",
+        f"{report.expected_drift:.1e}).{recorded} A chunk takes {report.chunk_ms:.2f} ms, copies included.",
         "",
         "| graph | built in | plan | activations | layers | sum of layers |",
         "| --- | --- | --- | --- | --- | --- |",

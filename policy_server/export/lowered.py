@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from policy_models.precision import CALIBRATED, InputRanges, lowered
-from policy_models.program import Graph
+from policy_models.program import Graph, Outcome
 from policy_models.spec import Observation, Precision, SamplingOptions
 from policy_server.bundle import Bundle
 from policy_server.engine.base import Tensors
@@ -20,7 +20,7 @@ from policy_server.engine.torch import load_weights
 from policy_server.errors import BundleInvalid
 from policy_server.export.observations import read_observations
 from policy_server.export.onnx import forget_origin, to_onnx
-from policy_server.golden import GoldenCase
+from policy_server.golden import GoldenCase, action_range
 from policy_server.runtime.sampling import drive
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 # Drift from the golden case that each precision may have, as a fraction of the action range, where a bundle states
 # none; docs/tensorrt.md has what was measured.
 TOLERANCE: Mapping[str, float] = {"f32": 1e-4, "f16": 2e-3, "bf16": 2e-2, "fp8": 5e-2, "int8": 5e-2}
+
+# Prime, so that few of the observations that are compared are those of the calibration.
+_COMPARED = 23
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,15 @@ class LoweredGraphs:
         precision: What their products are computed in.
         tolerance: Drift from the golden case that they may have.
         drift: What they have in eager torch, rounding included.
+        moved: How far actions move from float32 to this precision over recorded observations that lie between those of
+            the calibration: (mean, largest), as fractions of the action range; None where none were recorded.
     """
 
     graphs: Mapping[str, Graph]
     precision: Precision
     tolerance: float
     drift: float
+    moved: tuple[float, float] | None
 
 
 def lower_bundle(
@@ -55,7 +61,8 @@ def lower_bundle(
     Args:
         bundle: With graphs.
         precision: What their products are computed in.
-        observations: Recorded ones, to calibrate on; see `read_observations`. "fp8" and "int8" need them.
+        observations: Recorded ones, to calibrate on and to compare with float32; see `read_observations`. "fp8" and
+            "int8" need them.
         samples: How many observations to calibrate on.
         tolerance: Drift from the golden case that is accepted; what the bundle says, or `TOLERANCE`, if None.
 
@@ -74,16 +81,16 @@ def lower_bundle(
             "for each; docs/tensorrt.md shows how to record one"
         )
     graphs = bundle.family.make_graphs(bundle.spec, bundle.config, load_weights(bundle.weights))
-    ranges: Mapping[str, InputRanges] = {}
-    if precision in CALIBRATED and observations is not None:
-        ranges = calibrate(bundle, graphs, read_observations(observations, bundle.spec), samples)
+    recorded = read_observations(observations, bundle.spec) if observations else ()
+    ranges: Mapping[str, InputRanges] = calibrate(bundle, graphs, recorded, samples) if precision in CALIBRATED else {}
     small = {
         name: replace(graph, exported=lowered(_compiled(graph), precision, ranges.get(name)))
         for name, graph in graphs.items()
     }
     drift = GoldenCase(bundle.path / "golden.npz").drift(bundle.new_program(), EagerEngine(small, precision))
+    moved = _moved(bundle, EagerEngine(graphs, "f32"), EagerEngine(small, precision), recorded) if recorded else None
     stated = bundle.manifest.tolerance.get(precision, TOLERANCE[precision])
-    return LoweredGraphs(small, precision, stated if tolerance is None else tolerance, drift)
+    return LoweredGraphs(small, precision, stated if tolerance is None else tolerance, drift, moved)
 
 
 def calibrate(
@@ -91,24 +98,48 @@ def calibrate(
 ) -> Mapping[str, InputRanges]:
     """Return what the layers of each graph are given while the program answers recorded observations.
 
-    Evenly spaced observations are answered, each at the end of a window of those before it.
+    Evenly spaced observations are answered, each at the end of a window of those before it; raises BundleInvalid if
+    there are fewer than a window.
     """
-    window = bundle.spec.window
-    if len(observations) < window:
-        raise BundleInvalid(
-            f"{bundle.name} looks at {window} observations at a time, only {len(observations)} are recorded"
-        )
-    engine, program = EagerEngine(graphs, "f32"), bundle.new_program()
+    engine = EagerEngine(graphs, "f32")
     ranges = {name: InputRanges() for name in graphs}
-    starts = np.linspace(0, len(observations) - window, min(samples, len(observations) - window + 1)).astype(int)
     with ExitStack() as stack:
         for name, graph in graphs.items():
             stack.enter_context(ranges[name].watch(_compiled(graph)))
-        for seed, start in enumerate(tqdm(starts, desc="calibrate", unit="observation")):
-            memory = program.begin()
-            for observation in observations[start : start + window]:
-                memory = drive(program.infer(observation, memory, SamplingOptions(seed)), engine).memory
+        for seed, window in enumerate(tqdm(_windows(bundle, observations, samples), desc="calibrate")):
+            _answer(bundle, engine, window, seed)
     return ranges
+
+
+def _moved(
+    bundle: Bundle, before: "EagerEngine", after: "EagerEngine", observations: Sequence[Observation]
+) -> tuple[float, float]:
+    windows = _windows(bundle, observations, _COMPARED)
+    chunks = [
+        (_answer(bundle, before, window, seed), _answer(bundle, after, window, seed))
+        for seed, window in enumerate(tqdm(windows, desc="compare"))
+    ]
+    moved = np.stack([np.abs(after - before) / action_range(bundle.spec, before) for before, after in chunks])
+    return float(moved.mean()), float(moved.max())
+
+
+def _windows(bundle: Bundle, observations: Sequence[Observation], count: int) -> Sequence[Sequence[Observation]]:
+    """Return evenly spaced stretches of observations, each as long as the policy looks back."""
+    window = bundle.spec.window
+    last = len(observations) - window
+    if last < 0:
+        raise BundleInvalid(f"{bundle.name} looks back on {window} observations, only {len(observations)} are recorded")
+    starts = np.linspace(0, last, min(count, last + 1)).astype(int)
+    return [observations[start : start + window] for start in starts]
+
+
+def _answer(bundle: Bundle, engine: "EagerEngine", window: Sequence[Observation], seed: int) -> np.ndarray:
+    """Return the chunk, (H, A), that answers the last of a robot's observations."""
+    program = bundle.new_program()
+    outcome = Outcome(np.empty(0), program.begin())
+    for observation in window:
+        outcome = drive(program.infer(observation, outcome.memory, SamplingOptions(seed)), engine)
+    return outcome.actions
 
 
 def write_graphs(graphs: Mapping[str, Graph], folder: Path) -> Mapping[str, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from policy_server.errors import StartupError
+from policy_server.errors import UnsupportedGraph
 
 SUPPORTED_BY = "TensorRT 10.15"
 _OPSETS = range(9, 25)
@@ -51,12 +51,6 @@ _NAMES: Mapping[frozenset[ir.DataType], str] = {
 SUPPORTED: Mapping[str, frozenset[ir.DataType]] = {
     operator: types for types, operators in _NAMES.items() for operator in operators.split()
 }
-
-
-class UnsupportedGraph(StartupError):
-    """TensorRT cannot build a graph; says which operator of which graph, and what TensorRT takes."""
-
-    code = "unsupported_graph"
 
 
 def check_operators(graphs: Iterable[Path]) -> None:

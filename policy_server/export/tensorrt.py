@@ -17,10 +17,10 @@ from tqdm import tqdm
 from policy_server.bundle import Bundle, digest, load_bundle
 from policy_server.engine.base import Tensors
 from policy_server.engine.tensorrt import Log, TensorRTEngine, require_cuda
-from policy_server.errors import BundleInvalid, EngineUnavailable, GoldenDrift
+from policy_server.errors import BundleInvalid, EngineUnavailable, GoldenDrift, UnsupportedGraph
 from policy_server.export.build_report import BuildReport, GraphReport, write_report
 from policy_server.export.lowered import LoweredGraphs, lower_bundle, write_graphs
-from policy_server.export.operators import UnsupportedGraph, check_operators
+from policy_server.export.operators import check_operators
 from policy_server.export.plans import (
     FORMAT,
     PLANS,
@@ -205,6 +205,7 @@ def _measure(
         drift,
         low.tolerance,
         low.drift,
+        low.moved,
         median(times_ms),
         graphs,
     )
