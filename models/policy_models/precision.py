@@ -141,6 +141,7 @@ class InputRanges:
     def __init__(self) -> None:
         self._seen: dict[str, list[Tensor]] = {}
         self._largest: dict[str, float] = {}
+        self._draw = torch.Generator().manual_seed(0)
 
     @contextmanager
     def watch(self, module: nn.Module) -> Iterator[None]:
@@ -159,7 +160,9 @@ class InputRanges:
     def _see(self, name: str, x: Tensor) -> None:
         magnitudes = x.detach().abs().flatten()
         self._largest[name] = max(self._largest.get(name, 0.0), float(magnitudes.max()))
-        self._seen.setdefault(name, []).append(magnitudes[:: max(1, len(magnitudes) // _SAMPLE)].clone())
+        if len(magnitudes) > _SAMPLE:  # at random: a stride would fall into step with the features
+            magnitudes = magnitudes[torch.randint(len(magnitudes), (_SAMPLE,), generator=self._draw)]
+        self._seen.setdefault(name, []).append(magnitudes)
 
     def cut(self, name: str, precision: Precision) -> float | None:
         """Return where the inputs of a layer are cut off; None if it was never given anything but zeros.

@@ -81,10 +81,11 @@ class TensorRTEngine:
         """Return the median time of every layer of a plan, in the order of execution; see `Engine.run` for `inputs`."""
         plan, profiler = self._plans[graph], _LayerTimes()
         context = plan.new_context()  # the one that serves must not be slowed down
+        context.profiler = profiler
         for _ in range(rounds + 1):
-            context.profiler = profiler
             plan.run(context, inputs, self._stream)
-        return {layer: median(times[1:]) for layer, times in profiler.times_ms.items()}
+        # The first round is for warming up; a layer in a branch may have run in that one alone.
+        return {layer: median(times[1:] or times) for layer, times in profiler.times_ms.items()}
 
     def memory_bytes(self, graph: str) -> int:
         """Return the device memory that a plan needs for its activations, besides its weights."""
