@@ -2,7 +2,7 @@
 
 The table is from docs/operators.md of onnx-tensorrt for TensorRT 10.15, opsets 9 to 24. Restrictions beyond the type,
 such as axes that must be constants, are left to the parser: it names the node too, only later. TensorRT 10.1's table
-says the same of every operator that graphs of this project have.
+has every operator with every type that graphs of this project have, too.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
