@@ -90,6 +90,11 @@ class Bundle:
         return {path.stem: path for path in sorted((self.path / GRAPHS / variant).glob("*.onnx"))}
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which holds the digest of every other file."""
+        return digest(self.path / MANIFEST)
+
+    @property
     def weights(self) -> Path:
         """The weights, which the graphs share with engines that build the network themselves."""
         return self.path / GRAPHS / FILE

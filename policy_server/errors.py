@@ -56,6 +56,23 @@ class Unauthorized(ClientError):
         )
 
 
+class Forbidden(ClientError):
+    """A key is good for asking, but not for changing what is served."""
+
+    code = "forbidden"
+    status = 403
+
+
+class SwapUnderWay(ClientError):
+    """A policy is being swapped already."""
+
+    code = "swap_under_way"
+    status = 409
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"policy {name!r} is being swapped already; wait for that to end")
+
+
 class UnknownPolicy(ClientError):
     """No policy of that name is loaded."""
 
@@ -175,6 +192,31 @@ class DeadlineExceeded(Unavailable):
         super().__init__(f"the deadline passed {late_ms:.1f} ms ago, before the chunk was ready")
 
 
+class Abandoned(Unavailable):
+    """Whoever asked no longer waits."""
+
+    code = "abandoned"
+
+    def __init__(self) -> None:
+        super().__init__("nobody waits for this chunk any more")
+
+
+class EngineUnreachable(Unavailable):
+    """The server that runs the policy does not answer."""
+
+    code = "engine_unreachable"
+
+    def __init__(self, policy: str, reason: str) -> None:
+        super().__init__(f"policy {policy!r} runs on a server that cannot answer now: {reason}; try again in a moment")
+
+
+class EngineFailed(PolicyServerError):
+    """The server that runs the policy failed to answer this request."""
+
+    code = "engine_failed"
+    status = 502
+
+
 class NonFiniteActions(PolicyServerError):
     """The policy itself produced NaN or infinity; the robot gets no chunk rather than a bad one."""
 
@@ -185,9 +227,10 @@ class NonFiniteActions(PolicyServerError):
 
 
 class StartupError(PolicyServerError):
-    """The server cannot start like this."""
+    """The server cannot start like this, or cannot serve what it was told to."""
 
     code = "startup"
+    status = 422
 
 
 class BundleError(StartupError):
@@ -224,6 +267,18 @@ class GoldenDrift(BundleError):
         )
 
 
+class NotInterchangeable(BundleError):
+    """A new version of a policy would not fit the robots that are connected to the old one."""
+
+    code = "not_interchangeable"
+
+    def __init__(self, policy: str, what: str, got: object, wanted: object) -> None:
+        super().__init__(
+            f"the new bundle of {policy!r} has another {what}: {got}, served is {wanted}. Robots that are connected "
+            "would fail; serve it under another name"
+        )
+
+
 class UnsupportedGraph(BundleError):
     """A compiler cannot build a bundle's graph; says which operator of which graph, and what it would take."""
 
@@ -240,3 +295,15 @@ class EngineNotInstalled(EngineUnavailable):
     """An engine's library is missing."""
 
     code = "engine_not_installed"
+
+
+def revive(code: str, message: str) -> PolicyServerError | None:
+    """Return the error that another of our processes reported as `code: message`; None if it is not of this tree."""
+    kinds: list[type[PolicyServerError]] = [PolicyServerError]
+    for kind in kinds:
+        if kind.code == code and kind is not PolicyServerError:
+            error = kind.__new__(kind)
+            Exception.__init__(error, message)  # it was put into words over there
+            return error
+        kinds += kind.__subclasses__()
+    return None

@@ -91,11 +91,13 @@ class GoldenCase:
     def drift(self, program: Program, engine: Engine) -> float:
         """Replay the case; return the largest deviation as a fraction of each action's range."""
         outcome = drive(program.infer(self.observation(), program.begin(), SamplingOptions(self.seed)), engine)
-        if outcome.actions.shape != self.actions.shape:
-            raise BundleInvalid(
-                f"the golden chunk has shape {self.actions.shape}, the policy gives {outcome.actions.shape}"
-            )
-        drift = float(np.max(np.abs(outcome.actions - self.actions) / action_range(program.spec, self.actions)))
+        return self.drift_of(outcome.actions, program.spec)
+
+    def drift_of(self, actions: np.ndarray, spec: PolicySpec) -> float:
+        """Return how far `actions`, (H, A), are from the golden chunk, as a fraction of each action's range."""
+        if actions.shape != self.actions.shape:
+            raise BundleInvalid(f"the golden chunk has shape {self.actions.shape}, the policy gives {actions.shape}")
+        drift = float(np.max(np.abs(actions - self.actions) / action_range(spec, self.actions)))
         return drift if np.isfinite(drift) else float("inf")
 
 
@@ -104,10 +106,14 @@ def check_golden(
 ) -> float:
     """Return the drift of an engine; raises GoldenDrift if it is more than the bundle tolerates."""
     drift = case.drift(program, engine)
-    allowed = tolerance.get(engine.precision, 0.0)
-    if drift > allowed:
-        raise GoldenDrift(name, engine.name, drift, allowed)
+    check_drift(name, engine.name, drift, tolerance.get(engine.precision, 0.0))
     return drift
+
+
+def check_drift(name: str, engine: str, drift: float, allowed: float) -> None:
+    """Raise GoldenDrift if `drift` is more than `allowed`."""
+    if drift > allowed:
+        raise GoldenDrift(name, engine, drift, allowed)
 
 
 def action_range(spec: PolicySpec, actions: np.ndarray) -> np.ndarray:

@@ -18,7 +18,11 @@ class Settings:
         threads: Threads per engine; 0 takes one for small networks, else what the engine's library likes.
         host: Address to listen on.
         port: Port to listen on; 0 lets the system choose.
+        triton_urls: gRPC addresses, host:port, of the Triton servers that run the policies with engine "triton".
+        triton_wait_s: Longest wait for Triton at start.
         api_keys: Keys that are let in; empty lets everybody in.
+        admin_keys: Keys that may also change what is served; empty lets only this machine do so, on a server that no
+            other machine can reach.
         insecure: Allows an address beyond this machine without keys.
         max_message_bytes: Largest message, on every door.
         queue_capacity: Requests that may wait for one policy.
@@ -33,7 +37,10 @@ class Settings:
     threads: int = 0
     host: str = "127.0.0.1"
     port: int = 8000
+    triton_urls: tuple[str, ...] = ("127.0.0.1:8001",)
+    triton_wait_s: float = 60.0
     api_keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
     insecure: bool = False
     max_message_bytes: int = 16 << 20
     queue_capacity: int = 64
@@ -44,15 +51,16 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.bundles:
             raise StartupError("no bundle to serve; name at least one folder, such as models/zoo/point-maze")
-        if not (self.api_keys or self.insecure or _is_loopback(self.host)):
+        if not (self.api_keys or self.insecure or self.is_local):
             raise StartupError(
                 f"{self.host} can be reached from other machines, and no API key is set. Set POLICY_SERVER_API_KEYS, "
                 "or pass --insecure if everybody who can reach this port may use the robot's policy"
             )
 
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"

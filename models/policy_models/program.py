@@ -76,11 +76,11 @@ class Outcome:
 
     Attributes:
         actions: (H, A) float32, in the robot's units.
-        memory: What the session must hand to the next request.
+        memory: What the session must hand to the next request; see `Program.begin`.
     """
 
     actions: np.ndarray
-    memory: Any
+    memory: Tensors
 
 
 Dialogue = Generator[GraphCall, Tensors, Outcome]
@@ -93,10 +93,14 @@ class Program(Protocol):
     def spec(self) -> PolicySpec:
         """What the policy needs and gives."""
 
-    def begin(self) -> Any:
-        """Return the memory of a session that has seen nothing. Memories are immutable."""
+    def begin(self) -> Tensors:
+        """Return the memory of a session that has seen nothing.
 
-    def infer(self, observation: Observation, memory: Any, options: SamplingOptions) -> Dialogue:
+        A memory is named arrays of shapes that never change, so that it can travel to wherever the policy runs; empty
+        for a policy that looks at the newest observation alone. Memories are immutable.
+        """
+
+    def infer(self, observation: Observation, memory: Tensors, options: SamplingOptions) -> Dialogue:
         """Answer one observation.
 
         What comes before the first graph call runs on the server's event loop, so it must take microseconds: images go

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, np.ndarray]
 
+# Not in the table below: the whole way from observation to chunk runs on a server elsewhere, see `engine.triton`.
+TRITON = "triton"
+
 
 class Engine(Protocol):
     """Runs the graphs of one bundle. Used from one thread at a time."""
@@ -57,6 +60,12 @@ def _make_onnx(bundle: "Bundle", threads: int) -> Engine:
     return OnnxEngine(bundle.graphs(), threads)
 
 
+def _make_onnx_cuda(bundle: "Bundle", threads: int) -> Engine:
+    from policy_server.engine.onnx import OnnxEngine
+
+    return OnnxEngine(bundle.graphs(), threads, "cuda")
+
+
 def _make_openvino_f32(bundle: "Bundle", threads: int) -> Engine:
     from policy_server.engine.openvino import OpenVinoEngine
 
@@ -89,6 +98,8 @@ ENGINES: Mapping[str, EngineChoice] = {
     "openvino-bf16": EngineChoice("bf16", _make_openvino_bf16),
     # Its error is of another order than rounding, so somebody must have wanted it.
     "openvino-int8": EngineChoice("int8", _make_openvino_int8, automatic=False),
+    # For machines with CUDA and without TensorRT; a robot's server must not move to another device by itself.
+    "onnx-cuda": EngineChoice("f32", _make_onnx_cuda, automatic=False),
     # The oracle is there for comparison; it is never the fastest, and importing torch takes seconds.
     "torch": EngineChoice("f32", _make_torch, automatic=False),
 }

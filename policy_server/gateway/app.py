@@ -1,6 +1,7 @@
 """The gateway: one ASGI application over the loaded policies."""
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -8,8 +9,9 @@ from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from policy_server import __version__
-from policy_server.catalog import Catalog, LoadedPolicy
-from policy_server.errors import PolicyServerError, Unavailable
+from policy_server.catalog import Catalog, ServedPolicy
+from policy_server.errors import MalformedMessage, PolicyServerError, Unavailable
+from policy_server.gateway.admin import make_admin_router
 from policy_server.gateway.auth import ApiKeys
 from policy_server.gateway.http import make_router
 from policy_server.gateway.openpi import serve_openpi
@@ -31,12 +33,14 @@ def create_app(catalog: Catalog, settings: Settings, traffic: Traffic) -> FastAP
     # Like FastAPI(), with the scripts of its pages on board: robots often live where no internet is.
     app = FastAPIOffline(title="Robot policy server", version=__version__, description=_DESCRIPTION, redoc_url=None)
     if settings.api_keys:
-        app.add_middleware(ApiKeys, keys=settings.api_keys)
+        app.add_middleware(ApiKeys, keys=(*settings.api_keys, *settings.admin_keys))
     app.include_router(make_router(catalog, traffic, settings.max_message_bytes))
+    app.include_router(make_admin_router(catalog, settings))
 
     door = _OpenpiDoor(catalog, traffic)
     app.router.routes += [WebSocketRoute("/v1/policies/{name}/openpi", door), WebSocketRoute("/{path:path}", door)]
 
+    @app.exception_handler(RequestValidationError)
     @app.exception_handler(PolicyServerError)
     @app.exception_handler(HTTPException)
     @app.exception_handler(Exception)
@@ -61,7 +65,7 @@ class _OpenpiDoor:
             return
         await serve_openpi(receive, send, policy, self._traffic)
 
-    def _policy(self, parameters: dict[str, str]) -> LoadedPolicy:
+    def _policy(self, parameters: dict[str, str]) -> ServedPolicy:
         # openpi's server takes any path, and some robots send one; but a misspelt policy must not get another one.
         path = parameters.get("path", "")
         if path.startswith("v1/"):
@@ -70,6 +74,9 @@ class _OpenpiDoor:
 
 
 def _error_response(error: Exception) -> JSONResponse:
+    if isinstance(error, RequestValidationError):
+        details = error.errors()[0]
+        error = MalformedMessage(f"{'.'.join(map(str, details['loc']))!r}: {details['msg']}")
     if isinstance(error, HTTPException):
         code = "wrong_method" if error.status_code == 405 else "no_such_address"
         message, status = str(error.detail), error.status_code

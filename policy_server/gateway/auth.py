@@ -20,13 +20,13 @@ class ApiKeys:
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401; on a websocket that is the answer to the upgrade."""
         # A websocket to the same path is no probe: every path leads to a policy.
         is_probe = scope["type"] == "http" and scope["path"] in _OPEN_PATHS
-        if scope["type"] == "lifespan" or is_probe or self._admits(Headers(scope=scope)):
+        if scope["type"] == "lifespan" or is_probe or admits(Headers(scope=scope), self._keys):
             await self._app(scope, receive, send)
             return
         error = Unauthorized()
@@ -37,16 +37,18 @@ class ApiKeys:
         )
         await response(scope, receive, send)
 
-    def _admits(self, headers: Headers) -> bool:
-        scheme, _, credential = headers.get("authorization", "").partition(" ")
-        got = credential.strip().encode()
-        if scheme.lower() == "basic":
-            got = _password(got)
-        elif scheme.lower() not in ("api-key", "bearer"):
-            return False
-        # Every key is compared, and in constant time: how long a refusal takes tells nothing about any key.
-        matches = [hmac.compare_digest(got, key) for key in self._keys]
-        return any(matches)
+
+def admits(headers: Headers, keys: Sequence[str]) -> bool:
+    """Return whether a request with these headers brings one of `keys`."""
+    scheme, _, credential = headers.get("authorization", "").partition(" ")
+    got = credential.strip().encode()
+    if scheme.lower() == "basic":
+        got = _password(got)
+    elif scheme.lower() not in ("api-key", "bearer"):
+        return False
+    # Every key is compared, and in constant time: how long a refusal takes tells nothing about any key.
+    matches = [hmac.compare_digest(got, key.encode()) for key in keys]
+    return any(matches)
 
 
 def _password(credential: bytes) -> bytes:

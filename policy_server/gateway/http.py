@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from policy_client.codec import DecodeError, pack, unpack
 from policy_models.spec import PolicySpec
-from policy_server.catalog import Catalog, LoadedPolicy
+from policy_server.catalog import Catalog, ServedPolicy
 from policy_server.errors import MalformedMessage, MessageTooBig
 from policy_server.gateway.json_arrays import from_json, to_json
 from policy_server.gateway.traffic import Traffic
@@ -53,6 +53,7 @@ class ActResponse(BaseModel):
     actions: list[list[float]] = Field(description="(H, A), in the robot's units; row 0 is due now.")
     step_s: float = Field(description="Time between two rows.")
     policy: str
+    version: str = Field(description="The version of the policy that answered; it can change between two chunks.")
     engine: str
     seed: int = Field(description="Send it back as `options.seed` to get this chunk again.")
     clamped: int = Field(description="How many numbers were moved to the limits of the spec.")
@@ -93,8 +94,11 @@ def make_router(catalog: Catalog, traffic: Traffic, max_message_bytes: int) -> A
 
     @router.get("/readyz", tags=["health"], response_class=PlainTextResponse, summary="May robots be sent here?")
     async def readyz() -> PlainTextResponse:
-        # The port opens only once every policy is loaded, replayed and warm, so draining is all that can be amiss.
-        return PlainTextResponse("draining\n", 503) if traffic.draining else PlainTextResponse("ready\n")
+        # The port opens only once every policy is loaded, replayed and warm; what can be amiss came later.
+        if traffic.draining:
+            return PlainTextResponse("draining\n", 503)
+        lost = [policy.bundle.name for policy in catalog if not policy.runtime.version.inference.reachable]
+        return PlainTextResponse(f"unreachable: {', '.join(lost)}\n", 503) if lost else PlainTextResponse("ready\n")
 
     @router.get("/v1/policies", tags=["policies"], summary="Which policies are served?")
     async def list_policies() -> list[PolicySummary]:
@@ -107,12 +111,13 @@ def make_router(catalog: Catalog, traffic: Traffic, max_message_bytes: int) -> A
         return {
             **_summary(policy, catalog.default).model_dump(),
             "spec": _spec_adapter.dump_python(manifest.spec, mode="json"),
-            "inputs": policy.runtime.inputs,
+            "inputs": policy.loaded.version.inputs,
             "licence": manifest.licence,
             "provenance": manifest.provenance,
             "results": manifest.results,
             "golden_drift": policy.loaded.drift,
             "chunk_ms": policy.loaded.chunk_ms,
+            "retiring": policy.runtime.retiring,
             "example": _example(policy),
         }
 
@@ -135,7 +140,8 @@ def make_router(catalog: Catalog, traffic: Traffic, max_message_bytes: int) -> A
             "actions": chunk.actions if in_msgpack else chunk.actions.tolist(),
             "step_s": chunk.step_s,
             "policy": name,
-            "engine": policy.loaded.engine.name,
+            "version": chunk.version,
+            "engine": chunk.engine,
             "seed": chunk.seed,
             "clamped": chunk.clamped,
             "infer_ms": chunk.infer_ms,
@@ -150,14 +156,14 @@ def make_router(catalog: Catalog, traffic: Traffic, max_message_bytes: int) -> A
     return router
 
 
-def _summary(policy: LoadedPolicy, default: str) -> PolicySummary:
+def _summary(policy: ServedPolicy, default: str) -> PolicySummary:
     manifest = policy.bundle.manifest
     return PolicySummary(
         name=manifest.name,
         version=manifest.version,
         family=manifest.family,
         description=manifest.description,
-        engine=policy.loaded.engine.name,
+        engine=policy.loaded.version.engine,
         default=manifest.name == default,
     )
 
@@ -201,8 +207,8 @@ async def _read_request(request: Request, limit_bytes: int) -> tuple[ActRequest,
         raise MalformedMessage(f"{'.'.join(map(str, details['loc']))!r}: {details['msg']}") from error
 
 
-def _example(policy: LoadedPolicy) -> dict[str, Any]:
-    return {"observation": to_json(policy.example), "options": {"seed": 7}}
+def _example(policy: ServedPolicy) -> dict[str, Any]:
+    return {"observation": to_json(policy.loaded.example), "options": {"seed": 7}}
 
 
 def _request_body(catalog: Catalog) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import Receive, Send
 
 from policy_client.codec import DecodeError, pack, unpack
-from policy_server.catalog import LoadedPolicy
+from policy_server.catalog import ServedPolicy
 from policy_server.errors import MalformedMessage
 from policy_server.gateway.report import describe
 from policy_server.gateway.traffic import Traffic
@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 _RESET_DONE = "reset successful"  # RoboArena's server says it so
 
 
-async def serve_openpi(receive: Receive, send: Send, policy: LoadedPolicy, traffic: Traffic) -> None:
+async def serve_openpi(receive: Receive, send: Send, policy: ServedPolicy, traffic: Traffic) -> None:
     """Serve one robot until it leaves, over the ASGI messages of its websocket."""
     await receive()  # the robot asks to be let in
     await send({"type": "websocket.accept"})
-    connection = _Connection(policy.runtime, policy.loaded.engine.name)
+    connection = _Connection(policy.runtime)
     try:
         await _send(send, pack(policy.bundle.manifest.metadata or _description(policy)))
         while (message := await receive())["type"] == "websocket.receive":
@@ -53,9 +53,8 @@ async def _send(send: Send, frame: bytes | str) -> None:
 class _Connection:
     """One robot's side of the conversation, without its socket."""
 
-    def __init__(self, runtime: PolicyRuntime, engine: str) -> None:
+    def __init__(self, runtime: PolicyRuntime) -> None:
         self._runtime = runtime
-        self._engine = engine
         self._session: Session = runtime.begin_session()
         self._episode: str | None = None
         self._received_at_s = 0.0
@@ -85,7 +84,8 @@ class _Connection:
                 "policy_timing": {"infer_ms": chunk.infer_ms},
                 "server_timing": server_timing,
                 "policy": self._runtime.name,
-                "engine": self._engine,
+                "version": chunk.version,
+                "engine": chunk.engine,
                 "step_s": chunk.step_s,
                 "seed": chunk.seed,
                 "clamped": chunk.clamped,
@@ -117,14 +117,14 @@ def _decode(data: bytes | None) -> dict[str, Any]:
     return observation
 
 
-def _description(policy: LoadedPolicy) -> dict[str, Any]:
+def _description(policy: ServedPolicy) -> dict[str, Any]:
     spec = policy.bundle.spec
     return {
         "policy": policy.bundle.name,
         "version": policy.bundle.manifest.version,
-        "engine": policy.loaded.engine.name,
+        "engine": policy.loaded.version.engine,
         "horizon": spec.horizon,
         "step_s": spec.step_s,
-        "inputs": list(policy.runtime.inputs),
+        "inputs": list(policy.loaded.version.inputs),
         "action": list(spec.action.names),
     }

@@ -15,6 +15,8 @@ class ActionChunk:
         seed: What the random draws were seeded with.
         clamped: How many numbers the guard moved to their limit.
         infer_ms: Inference, with the wait for its turn.
+        engine: Name of what computed it.
+        version: The publisher's version of the policy that answered.
     """
 
     actions: np.ndarray
@@ -22,3 +24,5 @@ class ActionChunk:
     seed: int
     clamped: int
     infer_ms: float
+    engine: str
+    version: str

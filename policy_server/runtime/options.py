@@ -44,9 +44,13 @@ class RequestOptions(BaseModel):
         examples=[100],
     )
 
-    def sampling(self) -> SamplingOptions:
-        """Return what the policy's program needs to know, with a fresh seed unless one was asked for."""
-        seed = random.getrandbits(63) if self.seed is None else self.seed  # noqa: S311: a seed is no secret
+    def sampling(self, row: int = 0) -> SamplingOptions:
+        """Return what the policy's program needs to know, with a fresh seed unless one was asked for.
+
+        Args:
+            row: Place in a request that holds several observations; each has the seed after that of the one before.
+        """
+        seed = random.getrandbits(63) if self.seed is None else self.seed + row  # noqa: S311: a seed is no secret
         return SamplingOptions(seed, self.steps, self.sampler, self.guidance)
 
 

@@ -1,8 +1,28 @@
-"""Drives a program's dialogue with an engine to its end."""
+"""Drives programs' dialogues with an engine to their end: one alone, or several that share its batches."""
 
-from policy_models.program import Dialogue, GraphCall, Outcome
-from policy_server.engine.base import Engine
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from policy_models.program import Dialogue, GraphCall, Outcome, UnsuitableGoal, UnsuitableOptions
+from policy_server.engine.base import Engine, Tensors
+from policy_server.errors import Abandoned, InvalidOption, UnusableGoal
 from policy_server.runtime.deadline import Deadline
+
+
+def begin(dialogue: Dialogue) -> GraphCall:
+    """Return the first call of a fresh dialogue; raises StopIteration with the outcome if it asks no graph.
+
+    Raises:
+        InvalidOption: The policy cannot be sampled like that.
+        UnusableGoal: The policy can make nothing of the goal.
+    """
+    try:
+        return next(dialogue)
+    except UnsuitableOptions as error:
+        raise InvalidOption(f"'options': {error}") from error
+    except UnsuitableGoal as error:
+        raise UnusableGoal(str(error)) from error
 
 
 def drive(dialogue: Dialogue, engine: Engine, deadline: Deadline | None = None) -> Outcome:
@@ -28,3 +48,70 @@ def resume(dialogue: Dialogue, call: GraphCall, engine: Engine, deadline: Deadli
     except StopIteration as finished:
         outcome: Outcome = finished.value
         return outcome
+
+
+def drive_together(
+    dialogues: Sequence[Dialogue], engine: Engine, is_wanted: Callable[[int], bool]
+) -> list[Outcome | Exception]:
+    """Answer several fresh dialogues; calls of the same graph that wait at the same time are one run of the engine.
+
+    Args:
+        dialogues: One for each robot.
+        engine: Answers them.
+        is_wanted: Asked before every step with a dialogue's place in `dialogues`; one that nobody waits for any more
+            is dropped, and the others go on.
+
+    Returns:
+        For each dialogue its outcome, or the error that ended it.
+    """
+    results: dict[int, Outcome | Exception] = {}
+    waiting: dict[int, GraphCall] = {}
+
+    def advance(place: int, answer: Tensors | None) -> None:
+        waiting.pop(place, None)
+        try:
+            dialogue = dialogues[place]
+            waiting[place] = begin(dialogue) if answer is None else dialogue.send(answer)
+        except StopIteration as finished:
+            results[place] = finished.value
+        except Exception as error:  # one robot's error is no other's
+            results[place] = error
+
+    for place in range(len(dialogues)):
+        advance(place, None)
+    while waiting:
+        for place in [place for place in waiting if not is_wanted(place)]:
+            dialogues[place].close()
+            results[place] = Abandoned()
+            del waiting[place]
+        for places in _alike(waiting).values():
+            try:
+                answers = _run([waiting[place] for place in places], engine)
+            except Exception as error:
+                results.update(dict.fromkeys(places, error))
+                for place in places:
+                    del waiting[place]
+                continue
+            for place, answer in zip(places, answers, strict=True):
+                advance(place, answer)
+    return [results[place] for place in range(len(dialogues))]
+
+
+def _alike(waiting: dict[int, GraphCall]) -> dict[object, list[int]]:
+    """Return the places whose calls can share a run, by graph and by the shape of a row."""
+    groups: dict[object, list[int]] = {}
+    for place, call in waiting.items():
+        shapes = tuple((name, array.shape[1:], array.dtype) for name, array in call.inputs.items())
+        groups.setdefault((call.graph, shapes), []).append(place)
+    return groups
+
+
+def _run(calls: Sequence[GraphCall], engine: Engine) -> list[Tensors]:
+    if len(calls) == 1:
+        return [engine.run(calls[0].graph, calls[0].inputs)]
+    together = {name: np.concatenate([call.inputs[name] for call in calls]) for name in calls[0].inputs}
+    outputs = engine.run(calls[0].graph, together)
+    rows = [len(next(iter(call.inputs.values()))) for call in calls]
+    borders = np.cumsum(rows)[:-1]
+    parts = {name: np.split(array, borders) for name, array in outputs.items()}
+    return [{name: part[i] for name, part in parts.items()} for i in range(len(calls))]

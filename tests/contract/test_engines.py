@@ -16,7 +16,12 @@ TOLERANCE = {"f32": 1e-5, "bf16": 3e-2}
 
 
 # int8 weights are a variant of some bundles; test_mode_graphs.py has one.
-@pytest.fixture(params=[name for name, choice in ENGINES.items() if choice.precision in TOLERANCE])
+# onnx-cuda needs a device: `pytest -m gpu` on a machine that has one, with onnxruntime-gpu.
+HERE = [name for name, choice in ENGINES.items() if choice.precision in TOLERANCE and "cuda" not in name]
+ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ENGINES if "cuda" in name]
+
+
+@pytest.fixture(params=HERE + ON_GPU)
 def engine(request: pytest.FixtureRequest, tiny_bundle: Bundle) -> Iterator[Engine]:
     engine = ENGINES[request.param].make(tiny_bundle, 1)
     assert engine.name == request.param

@@ -22,7 +22,7 @@ def test_a_chunk_in_json_comes_with_everything_needed_to_use_and_to_repeat_it(ht
     assert actions.shape == (4, 2)
     assert np.abs(actions).max() <= 1.0
     assert reply.pop("infer_ms") > 0
-    assert reply == {"step_s": 0.05, "policy": "tiny", "engine": "onnx", "seed": 7, "clamped": 0}
+    assert reply == {"step_s": 0.05, "policy": "tiny", "version": "1", "engine": "onnx", "seed": 7, "clamped": 0}
 
 
 @pytest.mark.parametrize("media_type", ["application/msgpack", "application/x-msgpack", "application/vnd.msgpack"])

@@ -80,12 +80,12 @@ def test_the_window_fills_and_then_slides(tiny_step_bundle: Bundle) -> None:
 def test_a_dropped_request_leaves_its_session_as_it_was(tiny_step_bundle: Bundle) -> None:
     program = tiny_step_bundle.new_program()
     memory = _play(program, program.begin(), SamplingOptions(1))[1].memory
-    states, actions = [*map(np.copy, memory.states)], [*map(np.copy, memory.actions)]
+    before = {name: array.copy() for name, array in memory.items()}
     dialogue = program.infer(Observation({}, STATE, GOAL), memory, SamplingOptions(2))
     next(dialogue)
     dialogue.close()
-    np.testing.assert_array_equal(memory.states, states)
-    np.testing.assert_array_equal(memory.actions, actions)
+    for name, array in before.items():
+        np.testing.assert_array_equal(memory[name], array)
 
 
 def test_a_schedule_with_too_few_levels_is_the_requests_mistake(tiny_bundle: Bundle) -> None:

@@ -16,9 +16,11 @@ from policy_server.runtime.deadline import Deadline
 from policy_server.runtime.guard import Guard
 from policy_server.runtime.options import read_options
 from policy_server.runtime.policy import PolicyRuntime
+from policy_server.runtime.queue import Queue
 from policy_server.runtime.sampling import drive
 from policy_server.runtime.scheduler import Scheduler
-from policy_server.runtime.session import Sessions
+from policy_server.runtime.session import Session, Sessions
+from policy_server.runtime.version import Version
 from policy_server.settings import Settings
 
 
@@ -38,22 +40,25 @@ class CountingEngine:
         """Nothing to give back."""
 
 
+KEPT = {"count": np.ones(1, dtype=np.int32)}
+
+
 def _dialogue(steps: int, after_each=lambda: None):
     for _ in range(steps):
         yield GraphCall("denoise", {"x": np.zeros(1)})
         after_each()
-    return Outcome(np.ones((2, 2), dtype=np.float32), memory="kept")
+    return Outcome(np.ones((2, 2), dtype=np.float32), KEPT)
 
 
 def test_a_dialogue_is_driven_to_its_end() -> None:
     engine = CountingEngine()
     outcome = drive(_dialogue(5), engine)
     assert engine.calls == 5
-    assert outcome.memory == "kept"
+    assert outcome.memory is KEPT
 
 
 def test_a_dialogue_without_questions_needs_no_engine() -> None:
-    assert drive(_dialogue(0), CountingEngine()).memory == "kept"
+    assert drive(_dialogue(0), CountingEngine()).memory is KEPT
 
 
 def test_steps_after_the_deadline_are_never_computed() -> None:
@@ -70,19 +75,13 @@ def test_a_request_past_its_deadline_is_refused_before_anything_is_computed() ->
     assert engine.calls == 0
 
 
-async def test_a_full_queue_refuses_at_once_and_empties_again() -> None:
-    scheduler = Scheduler("test", CountingEngine(), capacity=2)
-    with (
-        scheduler.queue,
-        scheduler.queue,
-        pytest.raises(Overloaded, match="2 requests already wait"),
-        scheduler.queue,
-    ):
+def test_a_full_queue_refuses_at_once_and_empties_again() -> None:
+    queue = Queue(capacity=2)
+    with queue, queue, pytest.raises(Overloaded, match="2 requests already wait"), queue:
         pass
-    with scheduler.queue:
-        assert (await scheduler.run(_dialogue(1), Deadline.after(10))).memory == "kept"
-    assert scheduler.queue.taken == 0
-    scheduler.close()
+    with queue:
+        assert queue.taken == 1
+    assert queue.taken == 0
 
 
 async def test_options_that_the_policy_cannot_meet_are_the_clients_mistake() -> None:
@@ -90,7 +89,7 @@ async def test_options_that_the_policy_cannot_meet_are_the_clients_mistake() -> 
         raise UnsuitableOptions("fewer than 30 steps")
         yield
 
-    scheduler = Scheduler("test", CountingEngine(), capacity=1)
+    scheduler = Scheduler("test", Stepping(), CountingEngine())
     with pytest.raises(InvalidOption, match="fewer than 30 steps"):
         await scheduler.run(unsuitable(), Deadline.after(10))
     scheduler.close()
@@ -123,15 +122,8 @@ def test_actions_without_limits_pass_as_they_are() -> None:
     assert moved == 0
 
 
-class _Remembering:
-    """A program whose memories are told apart."""
-
-    def begin(self):
-        return object()
-
-
 def test_named_sessions_are_kept_until_there_are_too_many() -> None:
-    sessions = Sessions(_Remembering(), capacity=2)
+    sessions = Sessions(_new_session, capacity=2)
     first = sessions.get("first")
     sessions.get("second")
     assert sessions.get("first") is first
@@ -141,12 +133,12 @@ def test_named_sessions_are_kept_until_there_are_too_many() -> None:
 
 
 def test_a_session_that_was_idle_for_too_long_begins_anew() -> None:
-    sessions = Sessions(_Remembering(), idle_s=-1)
+    sessions = Sessions(_new_session, idle_s=-1)
     assert sessions.get("robot") is not sessions.get("robot")
 
 
 def test_a_session_is_forgotten_when_asked_to() -> None:
-    sessions = Sessions(_Remembering())
+    sessions = Sessions(_new_session)
     before = sessions.get("robot")
     assert sessions.forget("robot")
     assert not sessions.forget("robot")
@@ -211,17 +203,26 @@ class Stepping:
     spec = PolicySpec(action=LIMITED, state=VectorSpec(("x",), ("m",)), horizon=2, step_s=0.1)
 
     def begin(self):
-        return None
+        return {}
 
     def infer(self, observation, memory, options):
         return _dialogue(options.steps)
 
 
+def _version(engine, label="1") -> Version:
+    scheduler = Scheduler("test", Stepping(), engine)
+    return Version("test", label, Stepping.spec, scheduler, engine="counting", ignore_unknown=False)
+
+
+def _new_session() -> Session:
+    return Session(_version(CountingEngine()))
+
+
 async def _runtime_answers(engine, *requests):
-    runtime = PolicyRuntime("test", Stepping(), engine, capacity=8, timeout_s=10, ignore_unknown=False)
+    runtime = PolicyRuntime("test", _version(engine), capacity=8, timeout_s=10)
     asked = [runtime.act(runtime.begin_session(), {"state": [0.0]}, read_options(options)) for options in requests]
     answers = await asyncio.gather(*asked, return_exceptions=True)
-    assert runtime.scheduler.queue.taken == 0
+    assert runtime.queue.taken == 0
     runtime.close()
     return answers
 

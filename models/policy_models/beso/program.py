@@ -1,7 +1,6 @@
 """BESO's agent: observation windows, previous actions, the sampler loop, clipping and scaling."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -23,14 +22,6 @@ def _sigmas(schedule: str, steps: int, levels: NoiseLevels) -> Sigmas:
         raise UnsuitableOptions(str(error)) from error
 
 
-@dataclass(frozen=True)
-class BesoMemory:
-    """The last T - 1 observations and actions of an episode, oldest first, normalised."""
-
-    states: tuple[np.ndarray, ...] = ()
-    actions: tuple[np.ndarray, ...] = ()
-
-
 class BesoProgram:
     """From a state and a goal to actions, over one graph: `denoise`."""
 
@@ -42,23 +33,41 @@ class BesoProgram:
         self.sampler = spec.sampler
         self.levels = NoiseLevels(self.sampler.sigma_min, self.sampler.sigma_max, self.sampler.rho)
 
-    def begin(self) -> BesoMemory:
-        """Return the memory of a session that has seen nothing."""
-        return BesoMemory()
+    def begin(self) -> Tensors:
+        """Return the memory of a session that has seen nothing.
 
-    def infer(self, observation: Observation, memory: BesoMemory, options: SamplingOptions) -> Dialogue:
+        The last T - 1 states and actions of an episode, normalised, (T - 1, S) and (T - 1, A), oldest first, filled up
+        with zeros at the end; and how many are real, (1,). Empty for a window of one.
+        """
+        kept = self.config.window - 1
+        if not kept:
+            return {}
+        return {
+            "states": np.zeros((kept, self.config.state_width), dtype=np.float32),
+            "actions": np.zeros((kept, self.config.action_width), dtype=np.float32),
+            "count": np.zeros(1, dtype=np.int32),
+        }
+
+    def infer(self, observation: Observation, memory: Tensors, options: SamplingOptions) -> Dialogue:
         """Answer one observation, as BESO's agent does: the window of states, its past actions, one new chunk."""
         assert observation.state is not None, "the observation was checked against the spec"
-        states = (*memory.states, self.normalizer.normalize_state(observation.state))[-self.config.window :]
-        actions = memory.actions[-(len(states) - 1) :] if len(states) > 1 else ()
+        past_states, actions = _recall(memory)
+        states = (*past_states, self.normalizer.normalize_state(observation.state))
 
         first = len(states) - 1  # row of the first new action
         x = yield from self._sample(states, actions, self._goal(observation), options)
         chunk = self.normalizer.clip_action(x[0, first : first + self.config.horizon])
 
-        kept = self.config.window - 1
-        remembered = BesoMemory(states[-kept:], (*actions, chunk[0])[-kept:]) if kept else memory
+        remembered = self._remember(states, (*actions, chunk[0])) if memory else memory
         return Outcome(self.normalizer.denormalize_action(chunk), remembered)
+
+    def _remember(self, states: tuple[np.ndarray, ...], actions: tuple[np.ndarray, ...]) -> Tensors:
+        memory = self.begin()
+        kept = min(len(states), self.config.window - 1)
+        memory["states"][:kept] = states[-kept:]
+        memory["actions"][:kept] = actions[-kept:]
+        memory["count"][0] = kept
+        return memory
 
     def _sample(
         self,
@@ -117,3 +126,11 @@ class BesoProgram:
         goal = self.normalizer.normalize_state(observation.goal).copy()
         goal[:, list(self.config.zeroed_goal_dims)] = 0
         return goal
+
+
+def _recall(memory: Tensors) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Return the states, each (S,), and actions, each (A,), that a memory holds."""
+    if not memory:
+        return (), ()
+    count = max(0, int(memory["count"][0]))
+    return tuple(memory["states"][:count]), tuple(memory["actions"][:count])

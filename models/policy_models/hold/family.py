@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from policy_models.program import Assets, Dialogue, Graph, Outcome
+from policy_models.program import Assets, Dialogue, Graph, Outcome, Tensors
 from policy_models.spec import Observation, PolicySpec, SamplingOptions
 
 
@@ -23,17 +23,18 @@ class HoldProgram:
     def __init__(self, spec: PolicySpec) -> None:
         self.spec = spec
 
-    def begin(self) -> None:
+    def begin(self) -> Tensors:
         """A hold remembers nothing."""
+        return {}
 
-    def infer(self, observation: Observation, memory: None, options: SamplingOptions) -> Dialogue:
+    def infer(self, observation: Observation, memory: Tensors, options: SamplingOptions) -> Dialogue:
         """Answer at once, without asking any graph."""
         assert observation.state is not None, "the observation was checked against the spec"
         actions = np.empty((self.spec.horizon, self.spec.action.width), dtype=np.float32)
         actions[:] = observation.state[: self.spec.action.width]
         # A dialogue of no questions.
         yield from ()
-        return Outcome(actions, None)
+        return Outcome(actions, memory)
 
 
 def make_program(spec: PolicySpec, config: Config, assets: Assets) -> HoldProgram:

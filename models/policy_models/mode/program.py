@@ -76,10 +76,11 @@ class ModeProgram:
             # What most requests ask for is settled before the first of them comes.
             self._plan(self.sampler.sampler, self.sampler.steps)
 
-    def begin(self) -> None:
-        """Return the memory of a session: MoDE looks at the newest observation alone."""
+    def begin(self) -> Tensors:
+        """Return the memory of a session: none, since MoDE looks at the newest observation alone."""
+        return {}
 
-    def infer(self, observation: Observation, memory: None, options: SamplingOptions) -> Dialogue:
+    def infer(self, observation: Observation, memory: Tensors, options: SamplingOptions) -> Dialogue:
         """Answer one observation."""
         sampler, steps = options.sampler or self.sampler.sampler, options.steps or self.sampler.steps
         sigmas = self._schedule(steps)
@@ -125,7 +126,7 @@ class ModeProgram:
             except StopIteration as finished:
                 x = finished.value
         assert x is not None, "a route was settled for every question, and no more"
-        return Outcome(self._in_robot_units(x[0]), None)
+        return Outcome(self._in_robot_units(x[0]), memory)
 
     def _goal(self, observation: Observation) -> Generator[GraphCall, Tensors, np.ndarray]:
         if observation.goal is None:
