@@ -4,24 +4,33 @@ ARGS ?=
 SERVE := .venv/serve
 DEV := .venv/dev
 OPENPI := .venv/openpi
+GATEWAY := .venv/gateway
+TRITON := .venv/triton
+TRITON_REPO := triton_repo
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format demo bench clean
+.PHONY: help serve serve-triton test check format demo bench clean
 
 help:  ## Say what there is.
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 16
 
 serve: $(SERVE)/.ready  ## Serve the bundled policies on http://127.0.0.1:8000 (more options: make serve ARGS="--port 9000").
 	$(SERVE)/bin/policy-server serve models/zoo --default point-maze $(ARGS)
 
-test: $(DEV)/.ready $(OPENPI)/.ready check  ## Check the code, then run every test.
-	OPENPI_PYTHON=$(OPENPI)/bin/python $(DEV)/bin/python -m pytest $(ARGS)
+serve-triton: $(GATEWAY)/.ready $(TRITON)/.ready  ## The same on a real Triton server, which runs beside the gateway.
+	$(GATEWAY)/bin/policy-server export triton models/zoo -o $(TRITON_REPO)
+	$(TRITON)/bin/python -m policy_server.triton $(TRITON_REPO) & triton=$$!; trap "kill $$triton" EXIT; \
+	$(GATEWAY)/bin/policy-server serve models/zoo --engine triton --default point-maze $(ARGS)
+
+test: $(DEV)/.ready $(OPENPI)/.ready $(TRITON)/.ready check  ## Check the code, then run every test.
+	OPENPI_PYTHON=$(OPENPI)/bin/python TRITON_PYTHON=$(TRITON)/bin/python $(DEV)/bin/python -m pytest $(ARGS)
 
 check: $(DEV)/.ready  ## Format, lint, types, import rules.
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
+	$(DEV)/bin/hadolint Dockerfile
 
 format: $(DEV)/.ready  ## Mend what a formatter can.
 	$(DEV)/bin/ruff format .
@@ -31,8 +40,8 @@ demo: $(DEV)/.ready  ## Drive the simulators against a server over the network; 
 	$(DEV)/bin/python -m policy_sim.demo
 	$(DEV)/bin/python -m policy_sim.meta_world_demo
 
-bench: $(DEV)/.ready $(OPENPI)/.ready  ## Measure; writes docs/benchmarks.md. OPENPI_SOURCE names a checkout of openpi to compare with.
-	OPENPI_PYTHON=$(OPENPI)/bin/python $(DEV)/bin/python -m benchmarks $(ARGS)
+bench: $(DEV)/.ready $(OPENPI)/.ready $(TRITON)/.ready  ## Measure; writes docs/benchmarks.md. OPENPI_SOURCE names a checkout of openpi to compare with.
+	OPENPI_PYTHON=$(OPENPI)/bin/python TRITON_PYTHON=$(TRITON)/bin/python $(DEV)/bin/python -m benchmarks $(ARGS)
 
 clean:  ## Remove the virtual environments and caches.
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -45,6 +54,20 @@ $(SERVE)/.ready: pyproject.toml constraints.txt
 $(DEV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# The gateway alone: neither torch nor any engine.
+$(GATEWAY)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(GATEWAY)
+	$(GATEWAY)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[gateway,triton]"
+	touch $@
+
+# NVIDIA's wheel of the server wants numpy 1, and with it an older OpenCV. Its own client library is not needed.
+$(TRITON)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TRITON)
+	grep -vE '^(numpy|opencv-python-headless)==' constraints.txt > $(TRITON)/constraints.txt
+	$(TRITON)/bin/python -m pip install --quiet --constraint $(TRITON)/constraints.txt --editable ".[triton-backend]"
+	$(TRITON)/bin/python -m pip install --quiet --no-deps "nvidia-pytriton==0.7.0"
 	touch $@
 
 # The stock openpi client needs numpy 1, and imports typing_extensions without declaring it.

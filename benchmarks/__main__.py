@@ -9,7 +9,17 @@ from types import ModuleType
 
 from tqdm import tqdm
 
-from benchmarks import chunk, closed_loop, expert_caching, gpu_mode, health, large_batch, large_start, round_trip
+from benchmarks import (
+    chunk,
+    closed_loop,
+    expert_caching,
+    gpu_mode,
+    health,
+    large_batch,
+    large_start,
+    round_trip,
+    triton,
+)
 from benchmarks.report import write_report
 from benchmarks.result import load_results, save_results, table_lines
 from benchmarks.settings import CACHE, OPENPI_HINT, OPENPI_VARIABLE, ROOT, Settings, find_openpi
@@ -17,6 +27,7 @@ from benchmarks.settings import CACHE, OPENPI_HINT, OPENPI_VARIABLE, ROOT, Setti
 BENCHMARKS: Mapping[str, ModuleType] = {
     "chunk": chunk,
     "round_trip": round_trip,
+    "triton": triton,
     "health": health,
     "closed_loop": closed_loop,
     "expert_caching": expert_caching,
@@ -86,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(name: str, settings: Settings) -> str:
+    if name == "triton":
+        return "TRITON_PYTHON=.venv/triton/bin/python python -m benchmarks triton"
     setting = f"{OPENPI_VARIABLE}=path/to/openpi " if settings.openpi and name in _WITH_OPENPI else ""
     bundle = f" --bundle {shlex.quote(str(settings.bundle))}" if name == "chunk" else ""
     return f"{setting}python -m benchmarks {name}{bundle}"

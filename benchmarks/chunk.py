@@ -26,6 +26,7 @@ from benchmarks.ratios import Ratio, ratio_of
 from benchmarks.result import Bar, Result, Series, ms
 from benchmarks.settings import Settings
 from policy_server.bundle import Bundle, load_bundle
+from policy_server.errors import EngineUnavailable
 from policy_server.golden import draw_observation
 
 ROUNDS, BLOCK = 300, 3
@@ -100,7 +101,7 @@ def _check_equal(bundle: Bundle, observations: int = 20) -> dict[str, float]:
     for name in contender_names(bundle):
         try:
             contender = make_contender(bundle, name)
-        except ImportError as error:
+        except (ImportError, EngineUnavailable) as error:
             tqdm.write(f"chunk: left out {name}: {error}")
             continue
         deviations = [contender.chunk(*case) - right for case, right in zip(cases, wanted, strict=True)]

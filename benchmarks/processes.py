@@ -58,7 +58,7 @@ def serving(arguments: Sequence[str], *, python_path: Sequence[Path] = ()) -> It
     Raises:
         RuntimeError: The server ended or said nothing; the message holds the end of its log.
     """
-    port = _free_port()
+    port = free_port()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, python_path))}
     with tempfile.TemporaryFile() as log:
         started_at_s = time.monotonic()
@@ -100,7 +100,7 @@ def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The command line: `policy-server serve`, `check`, `import`, `compress`."""
+"""The command line: `policy-server serve`, `swap`, `check`, `import`, `export`, `compress`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,9 @@ from policy_server.bundle import find_bundles, load_bundle
 from policy_server.compress_cli import compress
 from policy_server.console import log, or_explain
 from policy_server.errors import EngineNotInstalled, StartupError
+from policy_server.export_cli import exports
 from policy_server.import_cli import imports
+from policy_server.swap_cli import swap
 
 app = typer.Typer(
     name="policy-server",
@@ -20,14 +22,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(imports, name="import")
+app.add_typer(exports, name="export")
 
 Bundles = Annotated[
     list[Path],
     typer.Argument(help="Bundle folders, or folders full of bundles.", metavar="BUNDLE...", show_default=False),
-]
-EngineName = Annotated[
-    str,
-    typer.Option(help='"auto" (the fastest that reproduces the golden case), onnx, openvino, openvino-bf16 or torch.'),
 ]
 Threads = Annotated[
     int, typer.Option(min=0, help="Threads per engine; 0 one for small networks, else what the engine likes.")
@@ -37,7 +36,13 @@ Threads = Annotated[
 @app.command()
 def serve(
     bundles: Bundles,
-    engine: EngineName = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help='"auto" (the fastest on this CPU that reproduces the golden case), onnx, openvino, openvino-bf16, '
+            "openvino-int8, onnx-cuda, torch, or triton: the policies run on a Triton server, see --triton-url."
+        ),
+    ] = "auto",
     threads: Threads = 0,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
@@ -50,6 +55,18 @@ def serve(
             show_default=False,
         ),
     ] = "",
+    admin_keys: Annotated[
+        str,
+        typer.Option(
+            envvar="POLICY_SERVER_ADMIN_KEYS",
+            help="Comma-separated keys that may also change what is served (policy-server swap).",
+            show_default=False,
+        ),
+    ] = "",
+    triton_url: Annotated[
+        str, typer.Option(help="For --engine triton: gRPC addresses of the Triton servers, comma-separated.")
+    ] = "127.0.0.1:8001",
+    triton_wait_s: Annotated[float, typer.Option(min=0, help="Longest wait for Triton to come up.")] = 60,
     insecure: Annotated[bool, typer.Option(help="Allow an address beyond this machine without keys.")] = False,
     max_message_mb: Annotated[float, typer.Option(min=0.001, help="Largest message, in MiB.")] = 16,
     request_timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest time for one chunk.")] = 10,
@@ -79,7 +96,10 @@ def serve(
             threads=threads,
             host=host,
             port=port,
-            api_keys=tuple(key.strip() for key in api_keys.split(",") if key.strip()),
+            triton_urls=_listed(triton_url),
+            triton_wait_s=triton_wait_s,
+            api_keys=_listed(api_keys),
+            admin_keys=_listed(admin_keys),
             insecure=insecure,
             max_message_bytes=int(max_message_mb * (1 << 20)),
             queue_capacity=queue_capacity,
@@ -157,6 +177,11 @@ def hold(
 
 
 app.command()(compress)
+app.command()(swap)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
 @app.command()

@@ -163,7 +163,7 @@ Launch = Callable[..., RunningServer]
 @pytest.fixture(scope="session")
 def server(tiny_bundle: Bundle, tiny_step_bundle: Bundle, camera_bundle: Bundle) -> Iterator[RunningServer]:
     """One server for all tests that do not stop it: policies tiny (default), tiny-step and camera."""
-    with _launched(tiny_bundle.path, tiny_step_bundle.path, camera_bundle.path, "--engine", "onnx") as running:
+    with launched(tiny_bundle.path, tiny_step_bundle.path, camera_bundle.path, "--engine", "onnx") as running:
         yield running
 
 
@@ -171,12 +171,12 @@ def server(tiny_bundle: Bundle, tiny_step_bundle: Bundle, camera_bundle: Bundle)
 def launch() -> Iterator[Launch]:
     """Start servers of one's own: launch(bundle_path, ..., "--option", "value", env={...})."""
     with contextlib.ExitStack() as stack:
-        yield lambda *arguments, **options: stack.enter_context(_launched(*arguments, **options))
+        yield lambda *arguments, **options: stack.enter_context(launched(*arguments, **options))
 
 
 @contextlib.contextmanager
-def _launched(*arguments: object, env: dict[str, str] | None = None) -> Iterator[RunningServer]:
-    port = _free_port()
+def launched(*arguments: object, env: dict[str, str] | None = None) -> Iterator[RunningServer]:
+    port = free_port()
     command = [sys.executable, "-m", "policy_server", "serve", "--port", str(port), "--threads", "1"]
     # A file and not a pipe: nobody reads along, and a full pipe would stop the server.
     with tempfile.NamedTemporaryFile() as log:
@@ -204,7 +204,7 @@ def _wait_until_ready(running: RunningServer, timeout_s: float = 60.0) -> None:
     raise RuntimeError("the server did not become ready")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

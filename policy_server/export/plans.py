@@ -77,6 +77,7 @@ class Plans:
         policy: Name of the bundle.
         bundle_sha256: SHA-256 of its `policy.yaml`, which holds the digests of everything else.
         options: How they were built.
+        tolerance: Drift from the golden case that they were accepted with, as a fraction of the action range.
         machine: What they run on.
         sha256: Of each plan, by graph.
     """
@@ -87,15 +88,16 @@ class Plans:
     policy: str
     bundle_sha256: str
     options: BuildOptions
+    tolerance: float
     machine: Machine
     sha256: Mapping[str, str]
 
     def check(self, bundle: Bundle) -> None:
         """Raise BundleInvalid unless the plans were built from `bundle`, as it is now."""
-        if self.bundle_sha256 != bundle_digest(bundle):
+        if self.bundle_sha256 != bundle.digest:
             raise BundleInvalid(
                 f"the plans of {self.policy!r} were built from another bundle than {bundle.path}: its {MANIFEST} has "
-                f"SHA-256 {bundle_digest(bundle)[:16]}..., they are of {self.bundle_sha256[:16]}...; build them again"
+                f"SHA-256 {bundle.digest[:16]}..., they are of {self.bundle_sha256[:16]}...; build them again"
             )
         if set(self.sha256) != set(bundle.graphs()):
             raise BundleInvalid(
@@ -139,11 +141,6 @@ def read_plans(folder: Path) -> Plans:
 def plan_path(folder: Path, graph: str) -> Path:
     """Return where the plan of a graph lies."""
     return folder / f"{graph}.plan"
-
-
-def bundle_digest(bundle: Bundle) -> str:
-    """Return the SHA-256 of a bundle's manifest, which holds the digests of all its other files."""
-    return digest(bundle.path / MANIFEST)
 
 
 def profile(graph: Path, batch: Batch) -> Mapping[str, tuple[tuple[int, ...], ...]]:

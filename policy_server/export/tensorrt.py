@@ -28,7 +28,6 @@ from policy_server.export.plans import (
     BuildOptions,
     Machine,
     Plans,
-    bundle_digest,
     cache_key,
     plan_path,
     profile,
@@ -98,7 +97,7 @@ def export_plans(
             (folder / f"{name}.layers.json").write_text(layers[name], encoding="utf-8")
     write_report(folder, report)
     sha256 = {name: digest(plan_path(folder, name)) for name in plans}
-    write_plans(folder, Plans(FORMAT, bundle.name, bundle_digest(bundle), options, machine, sha256))
+    write_plans(folder, Plans(FORMAT, bundle.name, bundle.digest, options, low.tolerance, machine, sha256))
     return report
 
 

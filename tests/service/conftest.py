@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from policy_models.beso.network import make_denoiser
-from policy_server.bundle import Bundle
+from policy_server.bundle import Bundle, load_bundle
 from policy_server.export.bundle import write_bundle
-from tests.conftest import RunningServer
+from tests.conftest import ZOO, RunningServer, launched
 from tests.service.robot import CAMERA, PATIENCE_S, TINY, Robot, in_json
+from tests.service.triton import POLICIES, RunningTriton, export, running_triton
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +52,27 @@ def slow_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
         normalizer=tiny_bundle.new_program().normalizer,
         weights=make_denoiser(config).state_dict(),
     )
+
+
+@pytest.fixture(scope="session")
+def triton(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle, tiny_step_bundle: Bundle
+) -> Iterator[RunningTriton]:
+    """A Triton server whose repository holds the zoo and two small policies."""
+    repository = tmp_path_factory.mktemp("triton") / "repository"
+    for name in POLICIES:
+        export(load_bundle(ZOO / name), repository)
+    export(tiny_bundle, repository)
+    export(tiny_step_bundle, repository, apart=True)
+    with running_triton(repository) as running:
+        for model in ("tiny-step@denoise", "tiny-step", "tiny", "meta-world"):  # the others are the gateway's to load
+            running.client.load_model(model)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def gateway(triton: RunningTriton, tiny_bundle: Bundle, tiny_step_bundle: Bundle) -> Iterator[RunningServer]:
+    """A gateway on it."""
+    bundles = (tiny_bundle.path, tiny_step_bundle.path, ZOO)
+    with launched(*bundles, "--engine", "triton", "--triton-url", triton.url) as running:
+        yield running

@@ -19,7 +19,7 @@ import pytest
 from policy_client import PolicyClient, ServerError
 from policy_client.codec import pack, unpack
 from policy_server.bundle import Bundle
-from tests.conftest import REPOSITORY, RunningServer, _launched
+from tests.conftest import REPOSITORY, RunningServer, launched
 from tests.service.robot import CAMERA, PATIENCE_S, Robot, in_json
 from tests.service.test_bad_input import DOORS as DOORS_THAT_REFUSE
 from tests.service.test_bad_input import Bad
@@ -65,7 +65,7 @@ NEAR = 0.2
 def server(tiny_mode_bundle: Bundle, tiny_goal_image_bundle: Bundle, camera_bundle: Bundle) -> Iterator[RunningServer]:
     """One server for all tests here: policies tiny-mode (default), tiny-goal-image and camera."""
     bundles = (tiny_mode_bundle.path, tiny_goal_image_bundle.path, camera_bundle.path)
-    with _launched(*bundles, "--engine", "onnx") as running:
+    with launched(*bundles, "--engine", "onnx") as running:
         yield running
 
 

@@ -46,16 +46,16 @@ def _lower(bundle: Bundle, precision: Precision, record: Record) -> LoweredGraph
     return lower_bundle(bundle, precision, observations=record(), samples=4)
 
 
-@pytest.mark.parametrize(("precision", "worst"), [("f16", 2e-3), ("fp8", 0.1)])
 def test_a_graph_computes_what_torch_does_also_in_its_experts(
-    tiny_mode_bundle: Bundle, record: Record, tmp_path: Path, precision: Precision, worst: float
+    tiny_mode_bundle: Bundle, record: Record, tmp_path: Path
 ) -> None:
-    low = _lower(tiny_mode_bundle, precision, record)
-    assert 0 < low.drift < worst
-    assert low.moved is not None and 0 < low.moved[0] < low.moved[1] < worst
+    low = _lower(tiny_mode_bundle, "fp8", record)
+    assert 0 < low.drift < 0.1
+    assert low.moved is not None and 0 < low.moved[0] < low.moved[1] < 0.1
     path = write_graphs({"denoise": low.graphs["denoise"]}, tmp_path)["denoise"]
     check_operators([path])
-    assert _types_in_branches(path) & {ir.DataType.FLOAT16, ir.DataType.FLOAT8E4M3FN}
+    # An expert that no noise level of the schedule chose could not be calibrated, and has float16.
+    assert {ir.DataType.FLOAT16, ir.DataType.FLOAT8E4M3FN} & _types_in_branches(path)
     inputs = {name: tensor.numpy() for name, tensor in low.graphs["denoise"].inputs.items()}
     got = OnnxEngine({"denoise": path}, 1).run("denoise", inputs)["denoised"]
     with torch.inference_mode():

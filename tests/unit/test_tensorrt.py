@@ -23,7 +23,6 @@ from policy_server.export.plans import (
     BuildOptions,
     Machine,
     Plans,
-    bundle_digest,
     cache_key,
     plan_path,
     profile,
@@ -162,8 +161,9 @@ def plans(tiny_bundle: Bundle, tmp_path: Path) -> Path:
     described = Plans(
         FORMAT,
         tiny_bundle.name,
-        bundle_digest(tiny_bundle),
+        tiny_bundle.digest,
         OPTIONS,
+        1e-3,
         MACHINE,
         {"denoise": digest(plan_path(tmp_path, "denoise"))},
     )

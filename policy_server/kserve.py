@@ -1,0 +1,119 @@
+"""The tensors by which a policy is asked on a Triton server, and answers: KServe v2, a row for each robot.
+
+Written once here: the repository's configuration, the model that runs inside Triton and the gateway's client follow it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from policy_models.program import Tensors
+from policy_models.spec import Observation, PolicySpec, SamplingOptions
+
+ACTIONS = "actions"
+# SHA-256 of the `policy.yaml` that answered, which holds the digest of every other file of the bundle.
+BUNDLE = "bundle"
+STATE, GOAL, PROMPT = "state", "goal", "prompt"
+_IMAGE, _MEMORY = "image_", "memory_"
+
+Kind = Literal["float32", "uint8", "int32", "int64", "text"]
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a policy's model.
+
+    Attributes:
+        name: The tensor's name.
+        kind: Type of its elements.
+        shape: Without the row axis.
+        optional: Whether a request may leave it out.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+def input_ports(spec: PolicySpec, beginning: Tensors) -> tuple[Port, ...]:
+    """Return what a request holds, for a policy whose sessions begin with the memory `beginning`."""
+    images = [Port(_IMAGE + c.name, "uint8", (c.height, c.width, 3)) for c in spec.cameras]
+    state = [Port(STATE, "float32", (spec.state.width,))] if spec.state else []
+    return (*images, *state, *_goal_port(spec), *_memory_ports(beginning, optional=True))
+
+
+def output_ports(spec: PolicySpec, beginning: Tensors) -> tuple[Port, ...]:
+    """Return what a reply holds."""
+    actions = Port(ACTIONS, "float32", (spec.horizon, spec.action.width))
+    return (actions, Port(BUNDLE, "text", (1,)), *_memory_ports(beginning, optional=False))
+
+
+def pack_request(observation: Observation, memory: Tensors) -> dict[str, np.ndarray]:
+    """Return the tensors of one robot's request, the row axis included; text is an array of bytes objects."""
+    tensors = {_IMAGE + name: image for name, image in observation.images.items()}
+    if observation.state is not None:
+        tensors[STATE] = observation.state
+    if isinstance(observation.goal, str):
+        tensors[PROMPT] = _text(observation.goal)
+    elif observation.goal is not None:
+        tensors[GOAL] = observation.goal
+    tensors.update({_MEMORY + name: array for name, array in memory.items()})
+    return {name: array[None] for name, array in tensors.items()}
+
+
+def unpack_request(tensors: Tensors, row: int) -> dict[str, Any]:
+    """Return one row of a request as a robot would have sent it: inputs by name, still to be checked."""
+    inputs: dict[str, Any] = {}
+    for name, array in tensors.items():
+        if name == PROMPT:
+            inputs[name] = array[row, 0].decode("utf-8", errors="replace")
+        elif not name.startswith(_MEMORY):
+            inputs[name.removeprefix(_IMAGE)] = array[row]
+    return inputs
+
+
+def unpack_memory(tensors: Tensors, row: int, beginning: Tensors) -> Tensors:
+    """Return one row's memory; what is left out is as at the beginning of an episode."""
+    if not beginning:
+        return beginning
+    return {
+        name: tensors[_MEMORY + name][row] if _MEMORY + name in tensors else array for name, array in beginning.items()
+    }
+
+
+def pack_reply(actions: np.ndarray, memory: Tensors, bundle: str) -> dict[str, np.ndarray]:
+    """Return the tensors of one row of a reply, without the row axis."""
+    return {ACTIONS: actions, BUNDLE: _text(bundle), **{_MEMORY + name: array for name, array in memory.items()}}
+
+
+def pack_options(options: SamplingOptions) -> dict[str, int | str]:
+    """Return the request parameters that ask for `options`."""
+    asked = {"steps": options.steps, "sampler": options.sampler}
+    # Servers older than 24.09 know no numbers with a fraction.
+    guidance = None if options.guidance is None else repr(float(options.guidance))
+    return {"seed": options.seed, **{k: v for k, v in {**asked, "guidance": guidance}.items() if v is not None}}
+
+
+def _goal_port(spec: PolicySpec) -> tuple[Port, ...]:
+    optional = not spec.goal.required
+    if spec.goal.kind == "text":
+        return (Port(PROMPT, "text", (1,), optional),)
+    if spec.goal.kind == "image":
+        assert spec.goal.camera is not None, "the spec was checked when it was read"
+        return (Port(GOAL, "uint8", (spec.goal.camera.height, spec.goal.camera.width, 3), optional),)
+    if spec.goal.kind == "state":
+        assert spec.state is not None, "the spec was checked when it was read"
+        return (Port(GOAL, "float32", (spec.goal.length, spec.state.width), optional),)
+    return ()
+
+
+def _memory_ports(beginning: Tensors, *, optional: bool) -> tuple[Port, ...]:
+    kinds: Mapping[str, Kind] = {"float32": "float32", "int32": "int32"}
+    return tuple(Port(_MEMORY + name, kinds[a.dtype.name], a.shape, optional) for name, a in beginning.items())
+
+
+def _text(text: str) -> np.ndarray:
+    return np.array([text.encode()], dtype=object)
