@@ -10,18 +10,14 @@ from policy_server.bundle import Bundle
 from policy_server.engine.base import ENGINES, Engine
 from policy_server.golden import draw_observation
 from policy_server.runtime.sampling import drive
+from tests.conftest import ENGINE_PARAMS
 
 # Relative to actions in [-1, 1]. The bar for float32 is 1e-4; bfloat16 has 8 bits of mantissa.
 TOLERANCE = {"f32": 1e-5, "bf16": 3e-2}
 
 
 # int8 weights are a variant of some bundles; test_mode_graphs.py has one.
-# onnx-cuda needs a device: `pytest -m gpu` on a machine that has one, with onnxruntime-gpu.
-HERE = [name for name, choice in ENGINES.items() if choice.precision in TOLERANCE and "cuda" not in name]
-ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ENGINES if "cuda" in name]
-
-
-@pytest.fixture(params=HERE + ON_GPU)
+@pytest.fixture(params=[param for param in ENGINE_PARAMS if ENGINES[str(param.values[0])].precision in TOLERANCE])
 def engine(request: pytest.FixtureRequest, tiny_bundle: Bundle) -> Iterator[Engine]:
     engine = ENGINES[request.param].make(tiny_bundle, 1)
     assert engine.name == request.param

@@ -19,11 +19,12 @@ from policy_server.engine.torch import load_weights
 from policy_server.export.onnx import export_graphs
 from policy_server.golden import draw_observation
 from policy_server.runtime.sampling import drive
+from tests.conftest import ENGINE_PARAMS
 
 TOLERANCE = {"f32": 1e-5, "bf16": 5e-2, "int8": 5e-2}
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=ENGINE_PARAMS)
 def engine(request: pytest.FixtureRequest, tiny_mode_bundle: Bundle) -> Iterator[Engine]:
     engine = ENGINES[request.param].make(tiny_mode_bundle, 1)
     assert engine.name == request.param
