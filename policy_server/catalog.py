@@ -202,11 +202,15 @@ def _load_on_triton(bundle: Bundle, servers: "TritonServers", settings: Settings
     case = GoldenCase(bundle.path / "golden.npz")
     inference = servers.load(bundle, case.observation())
     drift, chunk_ms = 0.0, 0.0
-    for server in servers.up():
-        ask = partial(inference.ask, server, case.observation(), SamplingOptions(case.seed))
-        drift = max(drift, case.drift_of(ask().actions, bundle.spec))
-        check_drift(bundle.name, TRITON, drift, inference.tolerance)
-        chunk_ms = max(chunk_ms, _median_ms(ask))
+    try:
+        for server in servers.up():
+            ask = partial(inference.ask, server, case.observation(), SamplingOptions(case.seed))
+            drift = max(drift, case.drift_of(ask().actions, bundle.spec))
+            check_drift(bundle.name, TRITON, drift, inference.tolerance)
+            chunk_ms = max(chunk_ms, _median_ms(ask))
+    except StartupError:
+        inference.retire()
+        raise
     return _ready(bundle, inference, TRITON, drift, chunk_ms, settings, started_at_s)
 
 

@@ -62,6 +62,7 @@ class TritonServer:
         self.outstanding = 0
         self.asked = 0
         self.is_up = True
+        self._reason = ""
         self.blocking = GRPCInferenceServiceStub(insecure_channel(url, options=_CHANNEL))
         self._stub: GRPCInferenceServiceStub | None = None
 
@@ -75,9 +76,9 @@ class TritonServer:
 
     def leave_out(self, reason: str) -> None:
         """Send it nothing until it was looked after."""
-        if self.is_up:
+        if self.is_up or reason != self._reason:
             logger.warning("Triton at %s is left out: %s", self.url, reason)
-        self.is_up = False
+        self.is_up, self._reason = False, reason
 
 
 class TritonServers:
@@ -95,14 +96,15 @@ class TritonServers:
             EngineUnavailable: None lives.
         """
         until_s = time.monotonic() + timeout_s
+        reasons = []
         for server in self._servers:
             try:
                 server.control.wait(until_s - time.monotonic())
             except EngineUnavailable as error:
                 server.leave_out(str(error))
-                reason = error
+                reasons.append(str(error))
         if not self.up():
-            raise reason
+            raise EngineUnavailable("; ".join(reasons) or "no Triton server is named; --triton-url does that")
 
     def up(self) -> tuple[TritonServer, ...]:
         """Return the servers that requests are sent to."""
@@ -113,8 +115,10 @@ class TritonServers:
 
         Raises:
             BundleInvalid: Its version is no number, or belongs to another bundle.
-            EngineUnavailable: A server cannot load it, or has another bundle of this name and version.
+            EngineUnavailable: A server cannot load it, or has another bundle of this name and version; or none is up.
         """
+        if not self.up():
+            raise EngineUnavailable("no Triton server is up")
         policy = TritonInference(self, bundle, probe)
         if any(p.name == policy.name and p.version == policy.version for p in self._policies):
             raise BundleInvalid(
