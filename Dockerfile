@@ -1,10 +1,12 @@
 # syntax=docker/dockerfile:1
-# Three targets: gateway (neither torch nor an engine), full (embedded engines, import and export), triton (NVIDIA's).
+# Four targets: gateway (neither torch nor an engine), full (embedded engines, import and export), cuda (the embedded
+# engine of NVIDIA GPUs), triton (NVIDIA's).
 #   docker build --target gateway -t policy-gateway .
 
 ARG PYTHON=3.11.14-slim-bookworm
-# Ubuntu 24.04 with Python 3.12, TensorRT and ONNX Runtime backends.
-ARG TRITON=24.12-py3
+# Ubuntu 24.04, Python 3.12, CUDA 13.3, TensorRT 11.1, ONNX Runtime 1.27. Before 25.07, whoever reached Triton's HTTP port
+# could run code there (CVE-2025-23310, CVE-2025-23319).
+ARG TRITON=26.07-py3
 
 FROM python:${PYTHON} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -25,6 +27,10 @@ ARG PIP_EXTRA_INDEX_URL=
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/policy/bin/pip install --constraint constraints.txt ".[serve,triton,export]"
 
+FROM build AS build-cuda
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/policy/bin/pip install --constraint constraints.txt ".[gateway,onnx-cuda]"
+
 FROM python:${PYTHON} AS base
 RUN useradd --system --uid 10001 --no-create-home policy
 ENV PATH=/opt/policy/bin:$PATH PYTHONUNBUFFERED=1
@@ -42,6 +48,12 @@ FROM base AS full
 COPY --from=build-full /opt/policy /opt/policy
 COPY models/zoo /bundles
 CMD ["serve", "/bundles", "--host", "0.0.0.0"]
+
+FROM base AS cuda
+COPY --from=build-cuda /opt/policy /opt/policy
+# Of the driver, what computes and what nvidia-smi needs.
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
+CMD ["serve", "/bundles", "--engine", "onnx-cuda", "--host", "0.0.0.0"]
 
 FROM nvcr.io/nvidia/tritonserver:${TRITON} AS triton
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1

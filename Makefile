@@ -31,6 +31,7 @@ check: $(DEV)/.ready  ## Format, lint, types, import rules.
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
 	$(DEV)/bin/hadolint Dockerfile
+	$(DEV)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 
 format: $(DEV)/.ready  ## Mend what a formatter can.
 	$(DEV)/bin/ruff format .

@@ -15,6 +15,7 @@ from policy_models.spec import Observation, SamplingOptions
 from policy_server.bundle import Bundle, load_bundle
 from policy_server.catalog import load_engine
 from policy_server.engine.base import ENGINES, Engine
+from policy_server.errors import EngineUnavailable
 from policy_server.golden import draw_observation
 from policy_server.runtime.sampling import drive
 
@@ -22,6 +23,9 @@ ONE_THREAD = ", 1 thread"
 AUTO = "auto"
 EAGER, EAGER_ONE = "eager torch", "eager torch" + ONE_THREAD
 EAGER_SETTLED = "eager torch, routes settled"
+EAGER_GPU = "eager torch on the GPU"
+# Tolerances are meant for the golden case; the worst of several observations may lie further off.
+_SAME = 5.0
 _ANSWER_S = 300.0  # a policy of gigabytes may come from a slow disk
 
 
@@ -69,14 +73,14 @@ class EngineContender:
 
 
 def contender_names(bundle: Bundle) -> list[str]:
-    """Return the contenders that a bundle allows, whether installed or not."""
-    engines = [name for name, choice in ENGINES.items() if choice.precision in bundle.manifest.tolerance]
+    """Return the contenders of a CPU that a bundle allows, whether installed or not."""
+    engines = [n for n, c in ENGINES.items() if c.precision in bundle.manifest.tolerance and c.device == "cpu"]
     served = [name + threads for name in engines if name != "torch" for threads in ("", ONE_THREAD)]
     return [AUTO, *served, "torch", EAGER, EAGER_ONE]
 
 
 def make_contender(bundle: Bundle, name: str) -> Contender:
-    """Return one of the contenders of `contender_names`, or EAGER_SETTLED for a MoDE policy.
+    """Return one of the contenders of `contender_names`, EAGER_SETTLED for a MoDE policy, or one of a GPU.
 
     Raises:
         ImportError: Its library is not installed.
@@ -90,9 +94,34 @@ def make_contender(bundle: Bundle, name: str) -> Contender:
     from benchmarks.eager import DEFAULT_THREADS, EagerTorch
     from benchmarks.eager_mode import EagerMode
 
+    device = "cuda" if base == EAGER_GPU else "cpu"
+    if device == "cuda":
+        import torch
+
+        # As the engines that it is compared with: left alone, convolutions are rounded to TensorFloat-32.
+        torch.backends.cudnn.allow_tf32 = False
     if bundle.manifest.family == "mode":
-        return EagerMode(bundle, threads or DEFAULT_THREADS, settled=base == EAGER_SETTLED)
-    return EagerTorch(bundle, threads or DEFAULT_THREADS)
+        return EagerMode(bundle, threads or DEFAULT_THREADS, settled=base == EAGER_SETTLED, device=device)
+    return EagerTorch(bundle, threads or DEFAULT_THREADS, device=device)
+
+
+def check_equal(bundle: Bundle, workers: "Mapping[str, Worker]", yardstick: str, observations: int) -> dict[str, float]:
+    """Return how far each contender is from the yardstick, as a fraction of the action's range.
+
+    Raises:
+        ValueError: One of them computes something else.
+    """
+    wanted = workers[yardstick].chunks(yardstick, 0, observations)
+    action = bundle.spec.action
+    span = np.subtract(action.high, action.low) if action.high and action.low else np.ptp(wanted, axis=(0, 1))
+    drifts = {}
+    for name, worker in workers.items():
+        drifts[name] = float(np.max(np.abs(np.subtract(worker.chunks(name, 0, observations), wanted)) / span))
+        engine = ENGINES.get(worker.engines[name])
+        allowed = _SAME * bundle.manifest.tolerance[engine.precision if engine else "f32"]
+        if not drifts[name] <= allowed:
+            raise ValueError(f"{name} drifts {drifts[name]:.1e} from {yardstick}, {allowed:.1e} is allowed")
+    return drifts
 
 
 class Worker:
@@ -109,6 +138,7 @@ class Worker:
         self._names = names
 
     def __enter__(self) -> Self:
+        """Start the process; raises ImportError if one of the contenders is not installed."""
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._bundle, self._names), daemon=True)
@@ -142,12 +172,19 @@ class Worker:
     def _answer(self) -> Any:
         if not self._pipe.poll(_ANSWER_S):
             raise TimeoutError(f"the process of {', '.join(self._names)} said nothing for {_ANSWER_S:g} s")
-        return self._pipe.recv()
+        answer = self._pipe.recv()
+        if isinstance(answer, ImportError):
+            raise answer
+        return answer
 
 
 def _work(pipe: Connection, path: Path, names: Sequence[str]) -> None:
     bundle = load_bundle(path)
-    contenders: Mapping[str, Contender] = {name: make_contender(bundle, name) for name in names}
+    try:
+        contenders: Mapping[str, Contender] = {name: make_contender(bundle, name) for name in names}
+    except (ImportError, EngineUnavailable) as error:
+        pipe.send(ImportError(str(error)))
+        return
     pipe.send({name: contender.engine for name, contender in contenders.items()})
     while (question := pipe.recv()) is not None:
         do, name, arguments = question

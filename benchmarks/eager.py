@@ -21,16 +21,16 @@ class EagerTorch:
     engine = "eager torch"
     precision = "f32"
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundle: Bundle, threads: int, *, device: str = "cpu") -> None:
         program = bundle.new_program()
         if not isinstance(program, BesoProgram):
             raise ValueError(f"{bundle.name} is a {bundle.manifest.family} policy; the yardstick knows beso alone")
         self._threads = threads
+        self._device = device
         self._config: BesoConfig = bundle.config
         self._program = program
-        self._denoise = bundle.family.make_graphs(bundle.spec, bundle.config, load_weights(bundle.weights))[
-            "denoise"
-        ].module
+        graphs = bundle.family.make_graphs(bundle.spec, bundle.config, load_weights(bundle.weights))
+        self._denoise = graphs["denoise"].module.to(device)
 
     def prepare(self) -> None:
         """Take the process's threads; before every block that is timed."""
@@ -38,7 +38,7 @@ class EagerTorch:
 
     def chunk(self, observation: Observation, seed: int) -> np.ndarray:
         """Return the actions (H, A) of an episode's first observation, as the bundle's program gives them."""
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.device(self._device):
             return self._chunk(observation, np.random.default_rng(seed))
 
     def _chunk(self, observation: Observation, rng: np.random.Generator) -> np.ndarray:
@@ -48,13 +48,13 @@ class EagerTorch:
         def noise() -> torch.Tensor:
             drawn = rng.standard_normal((config.horizon, config.action_width), dtype=np.float32)
             rows = torch.zeros(1, config.action_tokens, config.action_width)
-            rows[:, : config.horizon] = torch.from_numpy(drawn)
+            rows[:, : config.horizon] = torch.from_numpy(drawn).to(self._device)
             return rows
 
         assert observation.state is not None, "a BESO policy has a state"
         states = torch.zeros(1, config.window, config.state_width)
-        states[:, 0] = torch.from_numpy(normalizer.normalize_state(observation.state))
-        goals = torch.from_numpy(self._goals(observation))
+        states[:, 0] = torch.from_numpy(normalizer.normalize_state(observation.state)).to(self._device)
+        goals = torch.from_numpy(self._goals(observation)).to(self._device)
         rows = len(goals)
         states = states.repeat(rows, 1, 1)
 
@@ -63,7 +63,7 @@ class EagerTorch:
             return combine(denoised, spec.guidance)  # type: ignore[return-value]  # only arithmetic
 
         x = run(SAMPLERS[spec.sampler](noise() * sigmas[0], sigmas, noise), denoise)
-        return normalizer.denormalize_action(normalizer.clip_action(x[0, : config.horizon].numpy()))
+        return normalizer.denormalize_action(normalizer.clip_action(x[0, : config.horizon].cpu().numpy()))
 
     def _goals(self, observation: Observation) -> np.ndarray:
         assert isinstance(observation.goal, np.ndarray), "drawn observations have a goal"

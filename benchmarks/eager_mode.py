@@ -24,16 +24,18 @@ class EagerMode:
     engine = "eager torch"
     precision = "f32"
 
-    def __init__(self, bundle: Bundle, threads: int, *, settled: bool = False) -> None:
+    def __init__(self, bundle: Bundle, threads: int, *, settled: bool = False, device: str = "cpu") -> None:
         """Build the networks.
 
         Args:
             bundle: A MoDE policy that is told its goal in words.
             threads: Of torch.
             settled: Whether experts are settled once per noise level; if not, every token is routed, as upstream does.
+            device: What computes, as torch calls it.
         """
         assert bundle.manifest.family == "mode" and bundle.assets.tokenizer and bundle.spec.sampler
         self._threads = threads
+        self._device = device
         self._settled = settled
         self._config: ModeConfig = bundle.config
         self._spec, self._sampler = bundle.spec, bundle.spec.sampler
@@ -43,8 +45,9 @@ class EagerMode:
         self._plan: dict[float, Tensor] = {}
         self._goals: dict[str, Tensor] = {}
         graphs = bundle.family.make_graphs(bundle.spec, bundle.config, _weights(bundle.weights))
-        self._language, self._perceive = graphs["language"].module, graphs["perceive"].module
-        self._denoiser = graphs["denoise"].module if settled else token_routed(graphs["denoise"].module)
+        self._language, self._perceive = (graphs[n].module.to(device) for n in ("language", "perceive"))
+        denoiser = graphs["denoise"].module.to(device)
+        self._denoiser = denoiser if settled else token_routed(denoiser)
 
     def prepare(self) -> None:
         """Take the process's threads; before every block that is timed."""
@@ -52,7 +55,7 @@ class EagerMode:
 
     def chunk(self, observation: Observation, seed: int) -> np.ndarray:
         """Return the actions (H, A) that the bundle's program gives for this observation and seed."""
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.device(self._device):
             return self._chunk(observation, np.random.default_rng(seed))
 
     def forget(self) -> None:
@@ -72,18 +75,21 @@ class EagerMode:
         sigmas = SCHEDULES[spec.schedule](spec.steps, NoiseLevels(spec.sigma_min, spec.sigma_max, spec.rho))
         assert isinstance(observation.goal, str), "drawn observations have an instruction"
         goal = self._goal(observation.goal)
-        images = [torch.from_numpy(observation.images[camera.name])[None] for camera in self._spec.cameras]
+        images = [self._send(observation.images[camera.name])[None] for camera in self._spec.cameras]
         tokens = self._perceive(goal, *images)
 
         def noise() -> Tensor:
-            return torch.from_numpy(rng.standard_normal((1, shape.horizon, shape.action_width), dtype=np.float32))
+            return self._send(rng.standard_normal((1, shape.horizon, shape.action_width), dtype=np.float32))
 
         start = noise() * sigmas[0]
         x = run(SAMPLERS[spec.sampler](start, sigmas, noise), lambda x, sigma: self.denoise(x, sigma, tokens, goal))
-        actions: np.ndarray = x[0].numpy()
+        actions: np.ndarray = x[0].cpu().numpy()
         if self._normalizer is None:
             return actions
         return self._normalizer.denormalize_action(self._normalizer.clip_action(actions))
+
+    def _send(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
 
     def _goal(self, instruction: str) -> Tensor:
         if instruction not in self._goals:
@@ -97,7 +103,7 @@ class EagerMode:
         if not self._settled:
             return torch.zeros(1, self._config.transformer.layers, self._config.transformer.experts)
         if sigma not in self._plan:
-            self._plan[sigma] = torch.from_numpy(self._routes.of([sigma]))
+            self._plan[sigma] = self._send(self._routes.of([sigma]))
         return self._plan[sigma]
 
 

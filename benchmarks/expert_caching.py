@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.contenders import AUTO, EAGER, EAGER_SETTLED, Worker
+from benchmarks.contenders import AUTO, EAGER, EAGER_SETTLED, Worker, check_equal
 from benchmarks.large_bundle import describe, large_bundle
 from benchmarks.machine import describe_machine
 from benchmarks.ratios import Ratio, ratio_of
@@ -31,7 +31,6 @@ from benchmarks.result import Bar, Result, Series, ms
 from benchmarks.settings import Settings
 from policy_models.mode.config import TransformerConfig
 from policy_server.bundle import Bundle
-from policy_server.engine.base import ENGINES
 from policy_server.golden import draw_observation
 
 if TYPE_CHECKING:
@@ -41,8 +40,7 @@ ROUNDS, BLOCK = 15, 1
 FAST_F32 = "openvino"
 SERVED = ("openvino-int8", "openvino-bf16", FAST_F32, "onnx")
 WANTED, WANTED_F32 = 4.0, 2.0
-# Tolerances are meant for the golden case; the worst of several observations may lie further off.
-SAME, OBSERVATIONS = 5.0, 3
+OBSERVATIONS = 3
 PANEL = "each in a process of its own"
 
 
@@ -61,7 +59,7 @@ def run(settings: Settings, command: str) -> Result:
             workers.update(dict.fromkeys(group, stack.enter_context(Worker(bundle.path, group))))
         names = list(workers)
         times: dict[str, list[list[float]]] = {name: [] for name in names}
-        drifts = _check_equal(bundle, workers, chosen)
+        drifts = check_equal(bundle, workers, EAGER, OBSERVATIONS)
         arithmetic = _arithmetic(workers)
         for i in tqdm(range(rounds), desc="expert_caching", unit="round"):
             for name in map(str, draw.permutation(names)):
@@ -100,22 +98,6 @@ def run(settings: Settings, command: str) -> Result:
             "the action's range",
         },
     )
-
-
-def _check_equal(bundle: Bundle, workers: dict[str, Worker], chosen: str) -> dict[str, float]:
-    """Return the drift of each contender from eager torch; raises ValueError if one computes something else."""
-    action = bundle.spec.action
-    span = np.subtract(action.high, action.low)
-    wanted = workers[EAGER].chunks(EAGER, 0, OBSERVATIONS)
-    drifts = {}
-    for name, worker in workers.items():
-        got = worker.chunks(name, 0, OBSERVATIONS)
-        drifts[name] = float(np.max(np.abs(np.subtract(got, wanted)) / span))
-        engine = ENGINES.get(chosen if name == AUTO else name)
-        allowed = SAME * bundle.manifest.tolerance[engine.precision if engine else "f32"]
-        if not drifts[name] <= allowed:
-            raise ValueError(f"{name} drifts {drifts[name]:.1e} from {EAGER}, {allowed:.1e} is allowed")
-    return drifts
 
 
 def _count_flops(eager: "EagerMode", bundle: Bundle) -> tuple[int, int]:

@@ -129,7 +129,7 @@ def _measure(arguments: argparse.Namespace) -> Result:
                     series += [Series.of(panel, way, _role(way), np.ravel(times)) for way, times in step_ms.items()]
     return Result(
         name="gpu_mode",
-        machine=_machine(device),
+        machine=describe_machine(device),
         command="python -m benchmarks.gpu_mode" + (f" --device {device}" if device != "cuda" else ""),
         columns=(
             "precision, robots",
@@ -298,13 +298,6 @@ def _float32_as(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _machine(device: str) -> dict[str, str]:
-    import torch
-
-    gpu = {} if device == "cpu" else {"GPU": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"}
-    return {**gpu, **describe_machine()}
 
 
 def _role(way: str) -> str:

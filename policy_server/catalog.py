@@ -247,7 +247,7 @@ def load_engine(bundle: Bundle, requested: str, threads: int) -> LoadedEngine:
     """Return the engine called `requested`; for "auto" the fastest that reproduces the golden case.
 
     Raises:
-        EngineUnavailable: It is unknown, or its library is not installed.
+        EngineUnavailable: It is unknown, or its library or its device is missing.
         GoldenDrift: It does not reproduce the golden case within the bundle's tolerance.
     """
     case = GoldenCase(bundle.path / "golden.npz")
@@ -290,9 +290,8 @@ def _load_one(bundle: Bundle, case: GoldenCase, name: str, threads: int) -> Load
     try:
         engine = ENGINES[name].make(bundle, threads or _fitting_threads(bundle))
     except ImportError as error:
-        extra = name.partition("-")[0]
         raise EngineNotInstalled(
-            f"engine {name!r} is not installed ({error}); pip install 'robot-policy-server[{extra}]'"
+            f"engine {name!r} is not installed ({error}); pip install 'robot-policy-server[{ENGINES[name].extra}]'"
         ) from error
     except StartupError:
         raise

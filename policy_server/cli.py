@@ -1,5 +1,6 @@
 """The command line: `policy-server serve`, `swap`, `check`, `import`, `export`, `compress`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,8 @@ from policy_server import __version__
 from policy_server.bundle import find_bundles, load_bundle
 from policy_server.compress_cli import compress
 from policy_server.console import log, or_explain
-from policy_server.errors import EngineNotInstalled, StartupError
+from policy_server.engine.base import ENGINES, TRITON
+from policy_server.errors import DeviceNotFound, EngineNotInstalled, StartupError
 from policy_server.export_cli import exports
 from policy_server.import_cli import imports
 from policy_server.swap_cli import swap
@@ -28,6 +30,8 @@ Bundles = Annotated[
     list[Path],
     typer.Argument(help="Bundle folders, or folders full of bundles.", metavar="BUNDLE...", show_default=False),
 ]
+# What a machine need not have; other errors of an engine are faults.
+_ABSENT: Mapping[type, str] = {EngineNotInstalled: "not installed", DeviceNotFound: "no device for it"}
 Threads = Annotated[
     int, typer.Option(min=0, help="Threads per engine; 0 one for small networks, else what the engine likes.")
 ]
@@ -39,8 +43,8 @@ def serve(
     engine: Annotated[
         str,
         typer.Option(
-            help='"auto" (the fastest on this CPU that reproduces the golden case), onnx, openvino, openvino-bf16, '
-            "openvino-int8, onnx-cuda, torch, or triton: the policies run on a Triton server, see --triton-url."
+            help=f'"auto" (the fastest on this CPU that reproduces the golden case), {", ".join(ENGINES)}, or '
+            f"{TRITON}: the policies run on a Triton server, see --triton-url."
         ),
     ] = "auto",
     threads: Threads = 0,
@@ -125,7 +129,6 @@ def check(
     Example: policy-server check models/zoo
     """
     from policy_server.catalog import load_engine
-    from policy_server.engine.base import ENGINES
 
     log(verbose=False)
     failures = 0
@@ -141,11 +144,11 @@ def check(
             try:
                 loaded = load_engine(bundle, name, threads)
             except StartupError as error:
-                missing = isinstance(error, EngineNotInstalled) and not engine
-                failures += not missing
-                typer.echo(f"  {name:14} {'not installed' if missing else error}")
+                absent = None if engine else _ABSENT.get(type(error))
+                failures += absent is None
+                typer.echo(f"  {name:15} {absent or error}")
             else:
-                typer.echo(f"  {name:14} golden drift {loaded.drift:.1e}, {loaded.chunk_ms:.2f} ms a chunk")
+                typer.echo(f"  {name:15} golden drift {loaded.drift:.1e}, {loaded.chunk_ms:.2f} ms a chunk")
                 loaded.engine.close()
     raise typer.Exit(1 if failures else 0)
 

@@ -292,9 +292,15 @@ class EngineUnavailable(StartupError):
 
 
 class EngineNotInstalled(EngineUnavailable):
-    """An engine's library is missing."""
+    """An engine's library is missing, or was built without what the engine needs."""
 
     code = "engine_not_installed"
+
+
+class DeviceNotFound(EngineUnavailable):
+    """An engine's library is there, but not the device that it computes on."""
+
+    code = "device_not_found"
 
 
 def revive(code: str, message: str) -> PolicyServerError | None:

@@ -26,13 +26,10 @@ from policy_models.mode.tokenizer import learn_merges, make_tokenizer
 from policy_models.normalizer import Normalizer, Statistics
 from policy_models.spec import CameraSpec, GoalSpec, PolicySpec, SamplerSpec, VectorSpec
 from policy_server.bundle import FORMAT, Bundle, Manifest
-from policy_server.engine.base import ENGINES
 from policy_server.export.bundle import DEFAULT_TOLERANCE, write_bundle
 
 REPOSITORY = Path(__file__).parent.parent
 ZOO = REPOSITORY / "models" / "zoo"
-# Those for CUDA need a device: `pytest -m gpu` on a machine that has one, with onnxruntime-gpu.
-ENGINE_PARAMS = [pytest.param(name, marks=[pytest.mark.gpu] if "cuda" in name else []) for name in ENGINES]
 
 
 @pytest.fixture(scope="session")

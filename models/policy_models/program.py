@@ -5,7 +5,7 @@ never runs a graph. It yields a `GraphCall` and is sent the graph's outputs, so 
 several robots can share a batch, and a request can be dropped between two steps. No torch here.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -53,6 +53,16 @@ class GraphCall:
     inputs: Tensors
 
 
+class Steered(Protocol):
+    """A torch module that is told its way before it runs, so that one recording serves every call of the same way."""
+
+    def steer(self, inputs: Tensors) -> Hashable:
+        """Take the way that these inputs ask for, by name, until the next call; the same way has an equal result."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run it; values of inputs on the device decide about nothing but values."""
+
+
 @dataclass(frozen=True)
 class Graph:
     """One function of a policy as a torch module, ready to be exported or run.
@@ -62,12 +72,14 @@ class Graph:
         inputs: Example tensors of batch 2 by name; their first axis is the dynamic batch.
         outputs: Names of what it returns, in order.
         exported: The same function in the form that compiles best, if that is not `module` itself.
+        steered: The same function in the form that can be recorded, if the values of inputs decide what `module` runs.
     """
 
     module: Any
     inputs: Mapping[str, Any]
     outputs: tuple[str, ...]
     exported: Any = None
+    steered: Steered | None = None
 
 
 @dataclass(frozen=True)

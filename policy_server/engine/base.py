@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -44,14 +44,18 @@ class EngineChoice:
 
     Attributes:
         precision: What the engine computes in; the bundle states a tolerance for each.
+        extra: The extra of this distribution that installs its library.
         automatic: Whether "auto" may choose it.
+        device: What it computes on.
         make: Builds the engine from a bundle and a number of threads (0 lets the library choose). It imports the
             engine's library, and raises ImportError where that is not installed.
     """
 
     precision: str
     make: "Callable[[Bundle, int], Engine]"
+    extra: str
     automatic: bool = True
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 def _make_onnx(bundle: "Bundle", threads: int) -> Engine:
@@ -63,7 +67,7 @@ def _make_onnx(bundle: "Bundle", threads: int) -> Engine:
 def _make_onnx_cuda(bundle: "Bundle", threads: int) -> Engine:
     from policy_server.engine.onnx import OnnxEngine
 
-    return OnnxEngine(bundle.graphs(), threads, "cuda")
+    return OnnxEngine(bundle.graphs(), threads, device="cuda")
 
 
 def _make_openvino_f32(bundle: "Bundle", threads: int) -> Engine:
@@ -92,14 +96,28 @@ def _make_torch(bundle: "Bundle", threads: int) -> Engine:
     return TorchEngine(bundle.family, bundle.spec, bundle.config, bundle.weights, threads)
 
 
+def _make_torch_cuda_f32(bundle: "Bundle", threads: int) -> Engine:
+    from policy_server.engine.torch_cuda import make_torch_cuda
+
+    return make_torch_cuda(bundle.family, bundle.spec, bundle.config, bundle.weights, "f32")
+
+
+def _make_torch_cuda_bf16(bundle: "Bundle", threads: int) -> Engine:
+    from policy_server.engine.torch_cuda import make_torch_cuda
+
+    return make_torch_cuda(bundle.family, bundle.spec, bundle.config, bundle.weights, "bf16")
+
+
 ENGINES: Mapping[str, EngineChoice] = {
-    "onnx": EngineChoice("f32", _make_onnx),
-    "openvino": EngineChoice("f32", _make_openvino_f32),
-    "openvino-bf16": EngineChoice("bf16", _make_openvino_bf16),
+    "onnx": EngineChoice("f32", _make_onnx, "onnx"),
+    "openvino": EngineChoice("f32", _make_openvino_f32, "openvino"),
+    "openvino-bf16": EngineChoice("bf16", _make_openvino_bf16, "openvino"),
     # Its error is of another order than rounding, so somebody must have wanted it.
-    "openvino-int8": EngineChoice("int8", _make_openvino_int8, automatic=False),
+    "openvino-int8": EngineChoice("int8", _make_openvino_int8, "openvino", automatic=False),
     # For machines with CUDA and without TensorRT; a robot's server must not move to another device by itself.
-    "onnx-cuda": EngineChoice("f32", _make_onnx_cuda, automatic=False),
-    # The oracle is there for comparison; it is never the fastest, and importing torch takes seconds.
-    "torch": EngineChoice("f32", _make_torch, automatic=False),
+    "onnx-cuda": EngineChoice("f32", _make_onnx_cuda, "onnx-cuda", automatic=False, device="cuda"),
+    "torch-cuda": EngineChoice("f32", _make_torch_cuda_f32, "torch", automatic=False, device="cuda"),
+    "torch-cuda-bf16": EngineChoice("bf16", _make_torch_cuda_bf16, "torch", automatic=False, device="cuda"),
+    # The oracle is there for comparison, and is never the fastest.
+    "torch": EngineChoice("f32", _make_torch, "torch", automatic=False),
 }

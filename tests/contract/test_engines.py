@@ -10,18 +10,17 @@ from policy_server.bundle import Bundle
 from policy_server.engine.base import ENGINES, Engine
 from policy_server.golden import draw_observation
 from policy_server.runtime.sampling import drive
-from tests.conftest import ENGINE_PARAMS
+from tests.contract.engines import make_engine, parameters
 
 # Relative to actions in [-1, 1]. The bar for float32 is 1e-4; bfloat16 has 8 bits of mantissa.
 TOLERANCE = {"f32": 1e-5, "bf16": 3e-2}
 
 
 # int8 weights are a variant of some bundles; test_mode_graphs.py has one.
-@pytest.fixture(params=[param for param in ENGINE_PARAMS if ENGINES[str(param.values[0])].precision in TOLERANCE])
+@pytest.fixture(params=parameters(TOLERANCE))
 def engine(request: pytest.FixtureRequest, tiny_bundle: Bundle) -> Iterator[Engine]:
-    engine = ENGINES[request.param].make(tiny_bundle, 1)
+    engine = make_engine(request.param, tiny_bundle)
     assert engine.name == request.param
-    assert engine.precision == ENGINES[request.param].precision
     yield engine
     engine.close()
 

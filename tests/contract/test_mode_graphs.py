@@ -19,16 +19,15 @@ from policy_server.engine.torch import load_weights
 from policy_server.export.onnx import export_graphs
 from policy_server.golden import draw_observation
 from policy_server.runtime.sampling import drive
-from tests.conftest import ENGINE_PARAMS
+from tests.contract.engines import make_engine, parameters
 
 TOLERANCE = {"f32": 1e-5, "bf16": 5e-2, "int8": 5e-2}
 
 
-@pytest.fixture(params=ENGINE_PARAMS)
+@pytest.fixture(params=parameters(TOLERANCE))
 def engine(request: pytest.FixtureRequest, tiny_mode_bundle: Bundle) -> Iterator[Engine]:
-    engine = ENGINES[request.param].make(tiny_mode_bundle, 1)
+    engine = make_engine(request.param, tiny_mode_bundle)
     assert engine.name == request.param
-    assert engine.precision == ENGINES[request.param].precision
     yield engine
     engine.close()
 

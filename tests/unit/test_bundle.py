@@ -12,7 +12,7 @@ import yaml
 
 from policy_server.bundle import MANIFEST, Bundle, digest, find_bundles, load_bundle
 from policy_server.catalog import load_engine
-from policy_server.errors import BundleCorrupt, BundleInvalid, EngineNotInstalled, EngineUnavailable, GoldenDrift
+from policy_server.errors import BundleCorrupt, BundleInvalid, EngineUnavailable, GoldenDrift
 from policy_server.export.bundle import write_bundle
 
 
@@ -119,11 +119,6 @@ def test_a_precision_without_a_tolerance_is_never_chosen(copy: Path) -> None:
 def test_an_unknown_engine_is_named_beside_the_known_ones(tiny_bundle: Bundle) -> None:
     with pytest.raises(EngineUnavailable, match="no engine 'warp'; there are: auto, onnx, openvino"):
         load_engine(tiny_bundle, "warp", 1)
-
-
-def test_an_engine_for_cuda_says_what_is_missing_on_a_machine_without(tiny_bundle: Bundle) -> None:
-    with pytest.raises(EngineNotInstalled, match="pip install onnxruntime-gpu instead of onnxruntime"):
-        load_engine(tiny_bundle, "onnx-cuda", 1)
 
 
 def test_a_golden_case_without_its_arrays_is_refused(copy: Path) -> None:

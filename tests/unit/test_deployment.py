@@ -42,7 +42,7 @@ def test_images_run_commands_that_there_are() -> None:
     serve = typer.main.get_command(app).commands["serve"]
     options = {option for parameter in serve.params for option in parameter.opts}
     commands = [json.loads(found) for found in re.findall(r"^CMD (\[\"serve.+\])$", DOCKERFILE, re.MULTILINE)]
-    assert len(commands) == 2
+    assert len(commands) == 3
     for words in commands:
         assert {word for word in words if word.startswith("--")} <= options
     extras = set(re.findall(r"\[([a-z,-]+)\]\"", DOCKERFILE))

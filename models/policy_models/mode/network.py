@@ -4,14 +4,17 @@ Parameter names are those of the public checkpoints. Source: Reuss et al. 2024, 
 of norms and residuals was read from the published code, where it differs from the paper's eq. 4.
 """
 
+from collections.abc import Callable, Hashable, Iterator
 from copy import deepcopy
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from policy_models.diffusion.preconditioning import Denoiser
 from policy_models.mode.config import TransformerConfig
+from policy_models.program import Tensors
 
 
 class RMSNorm(nn.Module):
@@ -126,6 +129,25 @@ class BranchingExperts(nn.Module):
         return out
 
 
+class ChosenExperts(nn.Module):
+    """The same function as `Experts` where the caller says who was chosen: the device is not asked, nor waited for.
+
+    As in `BranchingExperts`, an expert that one row chose is computed for all of them.
+    """
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(experts.values())
+        self.chosen: tuple[int, ...] = ()
+
+    def forward(self, z: Tensor, route: Tensor) -> Tensor:
+        """Map (B, L, d) and (B, E) to (B, L, d)."""
+        out = torch.zeros_like(z)
+        for j in self.chosen:
+            out = out + route[:, j, None, None] * self.experts[j](z)
+        return out
+
+
 class _RouterNetwork(nn.Module):
     def __init__(self, width: int, experts: int) -> None:
         super().__init__()
@@ -154,7 +176,7 @@ class Block(nn.Module):
         self.ln_2 = RMSNorm(d)
         self.attn = Attention(d, config.heads, attention_dropout)
         self.router = Router(d, config.experts)
-        self.experts: Experts | BranchingExperts = Experts(kept, d, dropout)
+        self.experts: Experts | BranchingExperts | ChosenExperts = Experts(kept, d, dropout)
         self.shared_mlp = Expert(d, dropout) if config.shared_expert else None
 
     def forward(self, x: Tensor, c: Tensor, route: Tensor) -> Tensor:
@@ -247,11 +269,41 @@ def make_denoiser(config: TransformerConfig, *, dropout: float = 0.0, attention_
 
 def branching(denoiser: Denoiser) -> Denoiser:
     """Return a copy for export that shares every weight with `denoiser`, its experts as branches."""
+    return _with_experts(denoiser, BranchingExperts)
+
+
+class SteeredDenoiser(nn.Module):
+    """A denoiser, sharing every weight with `denoiser`, that is told by its caller which experts to compute."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = _with_experts(denoiser, ChosenExperts)
+
+    def steer(self, inputs: Tensors) -> Hashable:
+        """Choose every expert that has a weight in a row of `route`, (B, blocks, kept)."""
+        chosen = (inputs["route"] != 0).any(axis=0)
+        for block, who in zip(_blocks(self.denoiser), chosen, strict=True):
+            assert isinstance(block.experts, ChosenExperts)
+            block.experts.chosen = tuple(int(j) for j in np.flatnonzero(who[: len(block.experts.experts)]))
+        return chosen.tobytes()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """See `Denoiser.forward`."""
+        return self.denoiser(*inputs)
+
+
+def _with_experts(denoiser: Denoiser, make: Callable[[Experts], BranchingExperts | ChosenExperts]) -> Denoiser:
     tensors = (*denoiser.parameters(), *denoiser.buffers())
     copied = deepcopy(denoiser, {id(tensor): tensor for tensor in tensors})
-    network = copied.inner_model
+    for block in _blocks(copied):
+        assert isinstance(block.experts, Experts)
+        block.experts = make(block.experts)
+    return copied
+
+
+def _blocks(denoiser: Denoiser) -> Iterator[Block]:
+    network = denoiser.inner_model
     assert isinstance(network, ModeDiT)
     for block in network.blocks:
-        assert isinstance(block, Block) and isinstance(block.experts, Experts)
-        block.experts = BranchingExperts(block.experts)
-    return copied
+        assert isinstance(block, Block)
+        yield block
