@@ -45,7 +45,7 @@ from policy_server.golden import draw_observation
 ROUNDS, ROUND_S, WARM_UP = 12, 1.0, 20
 CLIENTS = (1, 4, 16)
 POLICIES = ("point-maze", "meta-world")
-ON_TRITON, EMBEDDED = "gateway on Triton", "gateway, embedded engine"
+ON_TRITON, EMBEDDED = "gateway on Triton", "gateway, embedded"
 DIRECT, APART = "tritonclient, no gateway", "tritonclient, graphs apart"
 ROLES = {ON_TRITON: "ours", EMBEDDED: "ours", DIRECT: "peer", APART: "reference"}
 WANTED_MS = 1.0
@@ -84,16 +84,14 @@ def run(settings: Settings, command: str) -> Result:
         }
         _measure(ways, count, rounds)
 
+    order = sorted(rounds, key=lambda key: (POLICIES.index(key[0]), key[2], list(ROLES).index(key[1])))
     return Result(
         name="triton",
         machine=machine,
         command=command,
         columns=("", "policy", "clients", "p50 ms", "p99 ms", "chunks/s", "adds to p50, ms"),
-        rows=tuple(_row(key, rounds) for key in sorted(rounds, key=lambda key: (key[0], key[2]))),
-        series=tuple(
-            Series.of(_panel(*key), key[1], ROLES[key[1]], np.concatenate(rounds[key]))
-            for key in sorted(rounds, key=lambda key: (key[0], key[2]))
-        ),
+        rows=tuple(_row(key, rounds) for key in order),
+        series=tuple(Series.of(_panel(*key), key[1], ROLES[key[1]], np.concatenate(rounds[key])) for key in order),
         bars=tuple(
             Bar(
                 f"the gateway adds less than {WANTED_MS:g} ms to tritonclient's p50 ({name}, 1 client)",
