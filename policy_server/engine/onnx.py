@@ -45,6 +45,9 @@ class OnnxEngine:
                 f"engine {self.name!r}: ONNX Runtime {ort.__version__} could not start {CUDA}, and says why above; "
                 "it needs an NVIDIA GPU with its driver, and the CUDA and cuDNN that it was built for"
             )
+        for session in self._sessions.values():
+            # Otherwise a provider that fails between two chunks is replaced by the CPU, and only a print says so.
+            session.disable_fallback()
         self._outputs = {name: [o.name for o in s.get_outputs()] for name, s in self._sessions.items()}
 
     def run(self, graph: str, inputs: Tensors) -> Tensors:

@@ -1,6 +1,7 @@
 """The networks in torch on an NVIDIA GPU, each kind of call recorded once as a CUDA graph and then replayed."""
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
@@ -139,6 +140,9 @@ class _Recording:
 class CudaRecorder:
     """Records work as CUDA graphs, which share their memory: one runs after the other."""
 
+    # A process may record one graph at a time, on whatever streams, and every policy has a thread of its own.
+    _turn = threading.Lock()
+
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -152,7 +156,7 @@ class CudaRecorder:
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         # Other policies' threads may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with self._turn, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work()
         return graph.replay
 

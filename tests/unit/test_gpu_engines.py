@@ -3,19 +3,25 @@
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from policy_server.bundle import Bundle, load_bundle
 from policy_server.catalog import load_engine
 from policy_server.engine.base import ENGINES
 from policy_server.engine.onnx import CUDA
 from policy_server.engine.torch import load_weights
+from policy_server.engine.torch_cuda import CudaRecorder
 from policy_server.errors import DeviceNotFound, EngineNotInstalled
 from policy_server.golden import GoldenCase
 from tests.conftest import ZOO
@@ -141,6 +147,29 @@ def test_nothing_that_is_recorded_asks_the_device_or_leaves_it(policy: str, requ
         assert results.is_meta
 
 
+def test_a_process_records_one_graph_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    recording: list[object] = []
+    most = 0
+
+    @contextmanager
+    def graph(made: object, **_: object) -> Iterator[None]:
+        nonlocal most
+        recording.append(made)
+        most = max(most, len(recording))
+        time.sleep(0.02)
+        yield
+        recording.remove(made)
+
+    for name in ("graph_pool_handle", "Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    policies = [CudaRecorder() for _ in range(3)]
+    with ThreadPoolExecutor() as threads:
+        assert len(list(threads.map(lambda record: record(lambda: None), policies))) == 3
+    assert most == 1
+
+
 @without_gpu
 @pytest.mark.parametrize("engine", GPU_ENGINES)
 @pytest.mark.parametrize("command", ["check", "serve"])
@@ -193,6 +222,22 @@ def test_an_onnx_runtime_that_computes_on_the_cpu_instead_is_refused(
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
     with pytest.raises(DeviceNotFound, match="could not start CUDAExecutionProvider"):
         load_engine(tiny_bundle, "onnx-cuda", 1)
+
+
+@pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this ONNX Runtime has its CUDA provider")
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available provider names")
+def test_a_provider_that_fails_later_is_not_replaced_by_the_cpu(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda _: [CUDA, "CPUExecutionProvider"])
+    engine: Any = ENGINES["onnx-cuda"].make(tiny_bundle, 1)
+    session = engine._sessions["denoise"]
+    session._sess = MagicMock(wraps=session._sess)
+    session._sess.run.side_effect = EPFail("CUDA failure 700: an illegal memory access was encountered")
+    with pytest.raises(EPFail, match="illegal memory access"):
+        engine.run("denoise", _inputs(2))
 
 
 def test_no_server_moves_to_a_gpu_by_itself() -> None:
