@@ -23,7 +23,7 @@ serve-triton: $(GATEWAY)/.ready $(TRITON)/.ready  ## The same on a real Triton s
 	$(GATEWAY)/bin/policy-server serve models/zoo --engine triton --default point-maze $(ARGS)
 
 test: $(DEV)/.ready $(OPENPI)/.ready $(TRITON)/.ready check  ## Check the code, then run every test.
-	OPENPI_PYTHON=$(OPENPI)/bin/python TRITON_PYTHON=$(TRITON)/bin/python $(DEV)/bin/python -m pytest $(ARGS)
+	OPENPI_PYTHON=$(OPENPI)/bin/python TRITON_PYTHON=$(TRITON)/bin/python $(DEV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(DEV)/.ready  ## Format, lint, types, import rules.
 	$(DEV)/bin/ruff format --check .
