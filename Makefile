@@ -19,7 +19,7 @@ serve: $(SERVE)/.ready  ## Serve the bundled policies on http://127.0.0.1:8000 (
 
 serve-triton: $(GATEWAY)/.ready $(TRITON)/.ready  ## The same on a real Triton server, which runs beside the gateway.
 	$(GATEWAY)/bin/policy-server export triton models/zoo -o $(TRITON_REPO)
-	$(TRITON)/bin/python -m policy_server.triton $(TRITON_REPO) & triton=$$!; trap "kill $$triton" EXIT; \
+	$(TRITON)/bin/python -m policy_server.triton $(TRITON_REPO) & triton=$$!; trap "kill $$triton" EXIT INT TERM; \
 	$(GATEWAY)/bin/policy-server serve models/zoo --engine triton --default point-maze $(ARGS)
 
 test: $(DEV)/.ready $(OPENPI)/.ready $(TRITON)/.ready check  ## Check the code, then run every test.
