@@ -41,6 +41,7 @@ _START_S = 60.0
 _CHANNEL: list[tuple[str, int]] = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
 _CHANNEL += [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
 # What says that a server cannot answer, and not that a request is wrong.
+_PROCESS_DIED = "is not healthy"
 _DOWN = (StatusCode.UNAVAILABLE, StatusCode.NOT_FOUND, StatusCode.CANCELLED)
 
 
@@ -82,12 +83,17 @@ class TritonServer:
 
 
 class TritonServers:
-    """Triton servers that all have the same model repository, and the policies that run on them."""
+    """Triton servers that all have the same model repository, and the policies that run on them.
+
+    Attributes:
+        mending: Which servers are loading which policies anew.
+    """
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._servers = tuple(TritonServer(url) for url in urls)
         self._policies: list[TritonInference] = []
         self._watch: asyncio.Task[None] | None = None
+        self.mending: dict[tuple[TritonServer, str], asyncio.Task[None]] = {}
 
     def wait(self, timeout_s: float) -> None:
         """Wait until every server lives; one that does not is left out until it does.
@@ -150,6 +156,21 @@ class TritonServers:
             self._watch = asyncio.create_task(self._look_after_all())
         return bool(self.up())
 
+    def mend(self, server: TritonServer, policy: "TritonInference") -> None:
+        """Have a server load a policy anew, whose process died there; other policies go on meanwhile."""
+        if (server, policy.name) not in self.mending:
+            self.mending[server, policy.name] = asyncio.create_task(self._mend(server, policy))
+
+    async def _mend(self, server: TritonServer, policy: "TritonInference") -> None:
+        logger.warning("Triton at %s lost the process of %s, and loads it anew", server.url, policy.name)
+        try:
+            await asyncio.to_thread(server.control.unload, policy.name)
+            await asyncio.to_thread(policy.load, server, self._versions(policy.name))
+        except StartupError as error:
+            logger.warning("%s", error)
+        finally:
+            del self.mending[server, policy.name]
+
     async def _look_after_all(self) -> None:
         await asyncio.gather(*map(self._look_after, self._servers))
 
@@ -174,7 +195,9 @@ class TritonServers:
     async def _serves_all(self, server: TritonServer) -> bool:
         for policy in tuple(self._policies):
             asked = ModelReadyRequest(name=policy.name, version=str(policy.version))
-            if not (await server.stub.ModelReady(asked, timeout=_LOOK_S)).ready and policy in self._policies:
+            ready = (await server.stub.ModelReady(asked, timeout=_LOOK_S)).ready
+            # It may have been retired meanwhile, or be loaded anew.
+            if not ready and policy in self._policies and (server, policy.name) not in self.mending:
                 return False
         return True
 
@@ -225,7 +248,7 @@ class TritonInference:
     async def infer(
         self, observation: Observation, memory: Tensors, options: SamplingOptions, deadline: "Deadline"
     ) -> Outcome:
-        """See `Inference.infer`. A server that fails is left out, and the others are asked while there is time."""
+        """See `Inference.infer`. A server that fails is left out or mended; others are asked while there is time."""
         request = self._request(observation, memory, options, self._outputs)
         tried: set[TritonServer] = set()
         reason = "every server is down"
@@ -237,10 +260,13 @@ class TritonInference:
             try:
                 reply = await server.stub.ModelInfer(request, timeout=deadline.remaining_s())
             except RpcError as error:
-                if error.code() not in _DOWN:
-                    raise _typed(error, self.name, deadline) from error
                 reason = _reason(error)
-                server.leave_out(reason)
+                if _PROCESS_DIED in reason or (server, self.name) in self._servers.mending:
+                    self._servers.mend(server, self)
+                elif error.code() in _DOWN:
+                    server.leave_out(reason)
+                else:
+                    raise _typed(error, self.name, deadline) from error
             else:
                 return _outcome(_tensors(reply), memory)
             finally:

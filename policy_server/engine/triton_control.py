@@ -63,6 +63,13 @@ class ModelControl:
             raise EngineUnavailable(f"Triton at {self.url} cannot load {model!r}: {reason}") from error
         return {name: value["string_value"] for name, value in parameters.items()}
 
+    def unload(self, policy: str) -> None:
+        """Unload a policy's own model; raises EngineUnavailable."""
+        try:
+            self.client.unload_model(policy, client_timeout=_LOAD_S)
+        except InferenceServerException as error:
+            raise EngineUnavailable(f"Triton at {self.url} cannot unload {policy!r}: {error.message()}") from error
+
     def _config(self, model: str) -> dict[str, Any]:
         config: dict[str, Any] = self.client.get_model_config(model, as_json=True, client_timeout=_LOAD_S)["config"]
         return config

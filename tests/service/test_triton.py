@@ -181,6 +181,28 @@ def test_a_triton_server_that_is_killed_costs_typed_errors_and_no_session(
             httpx.delete(f"{server.url}/v1/policies/tiny-step/sessions/{name}")
 
 
+def test_a_policy_whose_process_dies_is_loaded_anew_and_no_other_notices(
+    repository: Path, tiny_bundle: Bundle, tiny_step_bundle: Bundle, launch: Launch
+) -> None:
+    export(tiny_bundle, repository)
+    with running_triton(repository) as triton:
+        gateway = launch(tiny_bundle.path, tiny_step_bundle.path, "--engine", "triton", "--triton-url", triton.url)
+        triton.kill_model("tiny-step")
+        codes = []
+
+        def ask() -> bool:
+            request = {"observation": in_json(TINY), "options": {"budget_ms": 5000}}
+            response = httpx.post(f"{gateway.url}/v1/policies/tiny-step/act", json=request, timeout=PATIENCE_S)
+            codes.append("ok" if response.status_code == 200 else refusal_of(response).code)
+            with Robot(gateway) as robot:
+                assert robot.ask(TINY)["policy"] == "tiny"
+            return codes[-1] == "ok"
+
+        _until(ask)
+        assert codes[0] == "engine_unreachable"
+        assert set(codes) == {"engine_unreachable", "ok"}
+
+
 def test_with_two_servers_one_may_die_and_no_robot_notices(
     repository: Path, tiny_step_bundle: Bundle, launch: Launch
 ) -> None:

@@ -63,6 +63,14 @@ class RunningTriton:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
+    def kill_model(self, model: str) -> None:
+        """Kill the process that answers for a model, as a machine that is out of memory would."""
+        found = subprocess.run(
+            ["pgrep", "-f", f"stub.*{self.repository}/{model}/"], capture_output=True, text=True, check=False
+        )
+        for process_id in found.stdout.split():
+            os.kill(int(process_id), signal.SIGKILL)
+
     def log(self) -> str:
         """What it has logged so far."""
         return Path(self._log.name).read_text(errors="replace")
