@@ -40,8 +40,9 @@ _START_S = 60.0
 # Left alone, gRPC waits ever longer between two attempts to connect, up to two minutes.
 _CHANNEL: list[tuple[str, int]] = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
 _CHANNEL += [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
-# What says that a server cannot answer, and not that a request is wrong.
+# How Triton says that the process of one model is gone; it goes on calling that model ready.
 _PROCESS_DIED = "is not healthy"
+# What says that a server cannot answer, and not that a request is wrong.
 _DOWN = (StatusCode.UNAVAILABLE, StatusCode.NOT_FOUND, StatusCode.CANCELLED)
 
 
