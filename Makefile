@@ -7,9 +7,10 @@ OPENPI := .venv/openpi
 GATEWAY := .venv/gateway
 TRITON := .venv/triton
 TRITON_REPO := triton_repo
+CPP_PACKAGES := cmake doctest-dev g++ libboost-dev libmsgpack-cxx-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help serve serve-triton test check format demo bench clean
+.PHONY: help serve serve-triton test cpp-packages check format demo bench clean
 
 help:  ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 16
@@ -22,8 +23,14 @@ serve-triton: $(GATEWAY)/.ready $(TRITON)/.ready  ## The same on a real Triton s
 	$(TRITON)/bin/python -m policy_server.triton $(TRITON_REPO) & triton=$$!; trap "kill $$triton" EXIT INT TERM; \
 	$(GATEWAY)/bin/policy-server serve models/zoo --engine triton --default point-maze $(ARGS)
 
-test: $(DEV)/.ready $(OPENPI)/.ready $(TRITON)/.ready check  ## Check the code, then run every test.
+test: $(DEV)/.ready $(OPENPI)/.ready $(TRITON)/.ready cpp-packages check  ## Check the code, then run every test.
 	OPENPI_PYTHON=$(OPENPI)/bin/python TRITON_PYTHON=$(TRITON)/bin/python $(DEV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# What the tests of the C++ client build with. Without it they are skipped, and say so.
+cpp-packages:
+	@dpkg -s $(CPP_PACKAGES) >/dev/null 2>&1 || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CPP_PACKAGES); \
+	else echo "to test the C++ client as well, install $(CPP_PACKAGES)"; fi
 
 check: $(DEV)/.ready  ## Format, lint, types, import rules.
 	$(DEV)/bin/ruff format --check .

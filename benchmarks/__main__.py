@@ -12,12 +12,14 @@ from tqdm import tqdm
 from benchmarks import (
     chunk,
     closed_loop,
+    continuity,
     expert_caching,
     gpu_chunk,
     gpu_mode,
     health,
     large_batch,
     large_start,
+    robots,
     round_trip,
     triton,
 )
@@ -28,16 +30,18 @@ from benchmarks.settings import CACHE, OPENPI_HINT, OPENPI_VARIABLE, ROOT, Setti
 BENCHMARKS: Mapping[str, ModuleType] = {
     "chunk": chunk,
     "round_trip": round_trip,
+    "robots": robots,
     "triton": triton,
     "health": health,
     "closed_loop": closed_loop,
+    "continuity": continuity,
     "expert_caching": expert_caching,
     "large_start": large_start,
     "large_batch": large_batch,
 }
 # Commands of their own, for other machines, with results of their own.
 ON_GPUS: Mapping[str, ModuleType] = {"gpu_chunk": gpu_chunk, "gpu_mode": gpu_mode}
-_WITH_OPENPI = ("round_trip", "health", "closed_loop")
+_WITH_OPENPI = ("round_trip", "robots", "health", "closed_loop")
 RESULTS = ROOT / "benchmarks" / "results.json"
 
 
@@ -73,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure this server beside its alternatives, on this machine alone (127.0.0.1), and write\n"
-        f"docs/benchmarks.md with its pictures. All of it takes twenty minutes.\n\nbenchmarks:\n{about}",
+        f"docs/benchmarks.md with its pictures. All of it takes half an hour.\n\nbenchmarks:\n{about}",
         epilog="examples:\n"
         "  python -m benchmarks --quick                 does everything run? writes nothing\n"
         "  python -m benchmarks chunk --bundle my/policy\n"

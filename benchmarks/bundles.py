@@ -48,6 +48,10 @@ def write_slow(path: Path) -> Path:
         FORMAT, "slow", "beso", "1", "Random weights.", "Apache-2.0", spec, asdict(config), dict(DEFAULT_TOLERANCE)
     )
     write_bundle(
-        path, manifest, normalizer=Normalizer(statistics, statistics), weights=make_denoiser(config).state_dict()
+        path,
+        manifest,
+        normalizer=Normalizer(statistics, statistics),
+        weights=make_denoiser(config).state_dict(),
+        gradients=False,
     )
     return path

@@ -78,7 +78,7 @@ def in_process(bundle: Bundle) -> Callable[[int], Infer]:
     """Answer every task's observations with the policy itself."""
     engine = load_engine(bundle, ENGINE, 0).engine
     program = bundle.new_program()
-    guard = Guard(bundle.name, bundle.spec.action)
+    guard = Guard(bundle.name, bundle.spec)
 
     def new_infer(task: int) -> Infer:
         asked = -1
@@ -89,7 +89,7 @@ def in_process(bundle: Bundle) -> Callable[[int], Infer]:
             checked = Observation({}, observation["state"], observation["goal"][None])
             options = SamplingOptions(chunk_seed(task, asked))
             outcome = drive(program.infer(checked, program.begin(), options), engine)
-            return guard.check(outcome.actions)[0]
+            return guard.check(outcome.actions).actions
 
         return infer
 

@@ -110,7 +110,11 @@ def _write(path: Path, config: ModeConfig, spec: PolicySpec) -> None:
     )
     assert config.text is not None
     write_bundle(
-        path, manifest, weights=networks.state_dict(), tokenizer=make_tokenizer(_made_up_merges(config.text.vocabulary))
+        path,
+        manifest,
+        weights=networks.state_dict(),
+        tokenizer=make_tokenizer(_made_up_merges(config.text.vocabulary)),
+        gradients=False,
     )
 
 

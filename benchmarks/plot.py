@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.result import Result, Series, ms
 
-_INK, _QUIET, _GRID = "#2e3440", "#7b8494", "#e3e6eb"
+INK, QUIET, GRID = "#2e3440", "#7b8494", "#e3e6eb"
 _COLOURS = {"ours": "#2a9d8f", "peer": "#5e81ac", "reference": "#a3abba"}
 _WIDTH_IN, _ROW_IN, _PANEL_IN, _EDGES_IN = 9.0, 0.44, 0.42, 0.62
 _LEFT, _RIGHT = 0.235, 0.81
@@ -24,7 +24,7 @@ def plot_result(result: Result, path: Path) -> None:
         panels.setdefault(series.panel, []).append(series)
     rows = [len(p) for p in panels.values()]
     height_in = _EDGES_IN + sum(rows) * _ROW_IN + len(rows) * _PANEL_IN
-    with mpl.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "text.color": _INK}):
+    with mpl.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "text.color": INK}):
         figure = Figure(figsize=(_WIDTH_IN, height_in), facecolor="white")
         top_in = height_in
         axes = []
@@ -41,7 +41,7 @@ def plot_result(result: Result, path: Path) -> None:
 
 
 def _draw_panel(axis: Axes, title: str, panel: list[Series]) -> None:
-    axis.set_title(title, loc="left", fontsize=11, color=_QUIET, pad=5)
+    axis.set_title(title, loc="left", fontsize=11, color=QUIET, pad=5)
     for row, series in enumerate(panel):
         colour = _COLOURS[series.role]
         axis.plot((series.p(1), series.p(99)), (row, row), color=colour, linewidth=2, solid_capstyle="butt")
@@ -54,15 +54,15 @@ def _draw_panel(axis: Axes, title: str, panel: list[Series]) -> None:
             figure.set(ha="right", va="center", fontsize=10, fontweight=weight)
     for percent, right in _FIGURES_AT.items():
         head = axis.text(right, 1, f"p{percent} ms", transform=axis.transAxes)
-        head.set(ha="right", va="bottom", fontsize=9, color=_QUIET)
+        head.set(ha="right", va="bottom", fontsize=9, color=QUIET)
     axis.set_yticks(range(len(panel)), [textwrap.fill(series.label, 26) for series in panel])
     for label, series in zip(axis.get_yticklabels(), panel, strict=True):
         label.set_fontweight("bold" if series.role == "ours" else "normal")
     axis.set_ylim(len(panel) - 0.5, -0.5)
-    axis.tick_params(axis="y", length=0, pad=8, labelcolor=_INK)
+    axis.tick_params(axis="y", length=0, pad=8, labelcolor=INK)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
-    axis.spines["bottom"].set_color(_GRID)
+    axis.spines["bottom"].set_color(GRID)
 
 
 def _share_scale(axes: list[Axes], everything: tuple[Series, ...]) -> None:
@@ -73,10 +73,10 @@ def _share_scale(axes: list[Axes], everything: tuple[Series, ...]) -> None:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.tick_params(axis="x", which="both", length=0, labelsize=9, labelcolor=_QUIET)
-        axis.grid(axis="x", color=_GRID, linewidth=1)
+        axis.tick_params(axis="x", which="both", length=0, labelsize=9, labelcolor=QUIET)
+        axis.grid(axis="x", color=GRID, linewidth=1)
         axis.set_axisbelow(True)
         axis.tick_params(labelbottom=axis is axes[-1])
     axes[-1].set_xlabel(
-        "milliseconds (logarithmic): dot median, box middle half, line 1st to 99th percentile", fontsize=9, color=_QUIET
+        "milliseconds (logarithmic): dot median, box middle half, line 1st to 99th percentile", fontsize=9, color=QUIET
     )

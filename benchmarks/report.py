@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 
+from benchmarks.curves import plot_curves
 from benchmarks.plot import plot_result
 from benchmarks.result import Result
 from benchmarks.settings import OPENPI_VARIABLE
@@ -42,9 +43,9 @@ def _bars(results: Iterable[Result]) -> str:
 def _section(result: Result, benchmark: ModuleType, folder: Path) -> str:
     title, _, about = (benchmark.__doc__ or "").strip().partition("\n")
     drawn = []
-    if result.series:
+    if result.series or result.curves:
         picture = f"images/bench-{result.name.replace('_', '-')}.png"
-        plot_result(result, folder / picture)
+        (plot_result if result.series else plot_curves)(result, folder / picture)
         drawn.append(f"![{title}]({picture})\n")
     facts = "\n".join(f"- {topic}: {text}" for topic, text in {**result.facts, **result.machine}.items())
     return "\n".join(

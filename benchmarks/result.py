@@ -47,6 +47,23 @@ class Series:
         return self.quantiles_ms[PERCENTS.index(percent)]
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One contender's figure over a quantity.
+
+    Attributes:
+        panel: What the figure is.
+        label: The contender.
+        across: The quantity.
+        points: Quantity, figure, and both ends of the figure's 95 % interval, in order of the quantity.
+    """
+
+    panel: str
+    label: str
+    across: str
+    points: tuple[tuple[float, float, float, float], ...]
+
+
 def ms(value: float) -> str:
     """Return a time as tables and pictures print it, without its unit."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
@@ -74,6 +91,7 @@ class Result:
         series: What is drawn.
         bars: What had to be reached.
         facts: Circumstances of this run, in words, by topic.
+        curves: What is drawn if there are no series.
     """
 
     name: str
@@ -84,6 +102,7 @@ class Result:
     series: tuple[Series, ...]
     bars: tuple[Bar, ...]
     facts: Mapping[str, str] = field(default_factory=dict)
+    curves: tuple[Curve, ...] = ()
 
 
 def table_lines(result: Result) -> list[str]:
@@ -127,4 +146,5 @@ def _read_result(raw: dict[str, Any]) -> Result:
         series=tuple(Series(**{**s, "quantiles_ms": tuple(s["quantiles_ms"])}) for s in raw["series"]),
         bars=tuple(Bar(**bar) for bar in raw["bars"]),
         facts=raw["facts"],
+        curves=tuple(Curve(**{**c, "points": tuple(map(tuple, c["points"]))}) for c in raw.get("curves", ())),
     )

@@ -19,6 +19,8 @@ from policy_server.weights import FILE, StoredWeights
 MANIFEST = "policy.yaml"
 GRAPHS = "graphs"
 TOKENIZER = "tokenizer.json"
+# What the file of a graph's gradient is called after the graph.
+GRADIENT_SUFFIX = ".gradient"
 FORMAT = 1
 
 
@@ -87,7 +89,13 @@ class Bundle:
 
     def graphs(self, variant: str = "") -> Mapping[str, Path]:
         """Return the ONNX graphs by name, of the bundle or of a variant of it; empty for a policy that has none."""
-        return {path.stem: path for path in sorted((self.path / GRAPHS / variant).glob("*.onnx"))}
+        files = sorted((self.path / GRAPHS / variant).glob("*.onnx"))
+        return {path.stem: path for path in files if not path.stem.endswith(GRADIENT_SUFFIX)}
+
+    def gradients(self) -> Mapping[str, Path]:
+        """Return the gradients of graphs, in ONNX, by the names of the graphs; those that have none are left out."""
+        files = sorted((self.path / GRAPHS).glob(f"*{GRADIENT_SUFFIX}.onnx"))
+        return {path.stem.removesuffix(GRADIENT_SUFFIX): path for path in files}
 
     @property
     def digest(self) -> str:

@@ -24,6 +24,9 @@ from policy_server.errors import (
     UnknownPolicy,
 )
 from policy_server.golden import GoldenCase, check_drift, check_golden
+from policy_server.runtime.costs import Kind, measure, name_of, rows_of
+from policy_server.runtime.fallbacks import FALLBACKS
+from policy_server.runtime.guard import Guard
 from policy_server.runtime.inference import Inference
 from policy_server.runtime.observation import describe_inputs
 from policy_server.runtime.policy import PolicyRuntime
@@ -166,7 +169,11 @@ def load_catalog(settings: Settings) -> Catalog:
             )
         loaded = load(bundle)
         runtime = PolicyRuntime(
-            bundle.name, loaded.version, capacity=settings.queue_capacity, timeout_s=settings.request_timeout_s
+            bundle.name,
+            loaded.version,
+            capacity=settings.queue_capacity,
+            timeout_s=settings.request_timeout_s,
+            continuity=settings.continuity,
         )
         policies[bundle.name] = ServedPolicy(loaded, runtime)
     default = settings.default_policy or next(iter(policies))
@@ -193,7 +200,12 @@ def _loader(settings: Settings) -> Loader:
 def _load_here(bundle: Bundle, settings: Settings) -> LoadedPolicy:
     started_at_s = time.monotonic()
     loaded = load_engine(bundle, settings.engine, settings.threads)
-    scheduler = Scheduler(bundle.name, bundle.new_program(), loaded.engine)
+    program = bundle.new_program()
+    case = GoldenCase(bundle.path / "golden.npz")
+    costs = measure(case.calls(program, loaded.engine), loaded.engine)
+    # Asked again, without what the program has remembered meanwhile, such as an instruction.
+    costs.chunk = [(Kind(name_of(call), mixed=False), rows_of(call)) for call in case.calls(program, loaded.engine)]
+    scheduler = Scheduler(bundle.name, program, loaded.engine, costs)
     return _ready(bundle, scheduler, loaded.engine.name, loaded.drift, loaded.chunk_ms, settings, started_at_s)
 
 
@@ -208,6 +220,7 @@ def _load_on_triton(bundle: Bundle, servers: "TritonServers", settings: Settings
             drift = max(drift, case.drift_of(ask().actions, bundle.spec))
             check_drift(bundle.name, TRITON, drift, inference.tolerance)
             chunk_ms = max(chunk_ms, _median_ms(ask))
+        inference.chunk_s = 1e-3 * chunk_ms
     except StartupError:
         inference.retire()
         raise
@@ -232,12 +245,13 @@ def _ready(
         chunk_ms,
         time.monotonic() - started_at_s,
     )
+    fallback = FALLBACKS[settings.guard_fallback]()
     version = Version(
-        bundle.name,
         bundle.manifest.version,
         bundle.spec,
         inference,
         engine=engine,
+        guard=Guard(bundle.name, bundle.spec, mode=settings.guard_mode, fallback=fallback),
         ignore_unknown=settings.ignore_unknown_inputs,
     )
     return LoadedPolicy(bundle, version, drift, chunk_ms, GoldenCase(bundle.path / "golden.npz").inputs())

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -75,6 +75,21 @@ def serve(
     max_message_mb: Annotated[float, typer.Option(min=0.001, help="Largest message, in MiB.")] = 16,
     request_timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest time for one chunk.")] = 10,
     queue_capacity: Annotated[int, typer.Option(min=1, help="Requests that may wait for one policy.")] = 64,
+    continuity: Annotated[
+        Literal["replace", "rtc", "ensemble", "warm"],
+        typer.Option(help="How chunks go on from one another where the robot does not say, see docs/stream.md."),
+    ] = "replace",
+    guard_mode: Annotated[
+        Literal["clamp", "refuse"],
+        typer.Option(help="What happens to a chunk that breaks a limit, see docs/safety.md."),
+    ] = "clamp",
+    guard_fallback: Annotated[
+        Literal["refuse", "last_good", "hold"], typer.Option(help="What a robot gets in place of a chunk withheld.")
+    ] = "refuse",
+    stream_grace_s: Annotated[
+        float, typer.Option(min=0, help="How long a streaming session waits for a robot whose connection broke.")
+    ] = 30,
+    stream_capacity: Annotated[int, typer.Option(min=1, help="Streaming sessions at the same time.")] = 1024,
     drain_s: Annotated[float, typer.Option(min=0, help="Longest wait for running requests at shutdown.")] = 10,
     ignore_unknown_inputs: Annotated[
         bool, typer.Option(help="Ignore inputs that a policy does not have, instead of refusing them.")
@@ -107,6 +122,11 @@ def serve(
             insecure=insecure,
             max_message_bytes=int(max_message_mb * (1 << 20)),
             queue_capacity=queue_capacity,
+            continuity=continuity,
+            guard_mode=guard_mode,
+            guard_fallback=guard_fallback,
+            stream_grace_s=stream_grace_s,
+            stream_capacity=stream_capacity,
             request_timeout_s=request_timeout_s,
             drain_s=drain_s,
             ignore_unknown_inputs=ignore_unknown_inputs,

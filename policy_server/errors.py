@@ -157,6 +157,25 @@ class InvalidOption(ClientError):
     status = 422
 
 
+class UnsupportedProtocol(ClientError):
+    """The robot speaks another version of the streaming protocol."""
+
+    code = "unsupported_protocol"
+
+    def __init__(self, got: int, wanted: int) -> None:
+        super().__init__(f"this server speaks version {wanted} of the streaming protocol, got {got}")
+
+
+class UnknownRevision(ClientError):
+    """An observation relies on a `set` that did not arrive."""
+
+    code = "unknown_revision"
+    status = 409
+
+    def __init__(self, got: int, known: int) -> None:
+        super().__init__(f"the observation relies on revision {got}, known is {known}; send that 'set' again")
+
+
 class Unavailable(PolicyServerError):
     """Nothing is wrong with the request, but it cannot be served now."""
 
@@ -171,6 +190,27 @@ class Overloaded(Unavailable):
 
     def __init__(self, waiting: int) -> None:
         super().__init__(f"{waiting} requests already wait for this policy; try again in a moment")
+
+
+class TooManySessions(Unavailable):
+    """There is no room for another robot."""
+
+    code = "too_many_sessions"
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(f"{capacity} robots have a session already; try again when one has left")
+
+
+class RateTooHigh(Unavailable):
+    """A robot declared a rate that the server cannot hold beside those that it has promised."""
+
+    code = "rate_too_high"
+
+    def __init__(self, wanted_hz: float, left_hz: float) -> None:
+        super().__init__(
+            f"{wanted_hz:g} chunks a second cannot be held, {left_hz:g} are left; declare less, or nothing and take "
+            "what comes"
+        )
 
 
 class Draining(Unavailable):
@@ -188,8 +228,12 @@ class DeadlineExceeded(Unavailable):
     code = "deadline_exceeded"
     status = 504
 
-    def __init__(self, late_ms: float) -> None:
-        super().__init__(f"the deadline passed {late_ms:.1f} ms ago, before the chunk was ready")
+    def __init__(self, late_ms: float, *, needs_ms: float = 0.0) -> None:
+        if late_ms < 0:
+            text = f"{-late_ms:.1f} ms are left until the deadline, and the chunk needs {needs_ms:.1f} ms"
+        else:
+            text = f"the deadline passed {late_ms:.1f} ms ago, before the chunk was ready"
+        super().__init__(text)
 
 
 class Abandoned(Unavailable):
@@ -224,6 +268,15 @@ class NonFiniteActions(PolicyServerError):
 
     def __init__(self, policy: str) -> None:
         super().__init__(f"policy {policy!r} produced actions that are not finite; they were withheld")
+
+
+class LimitsViolated(PolicyServerError):
+    """The policy's actions are outside of their limits, and such chunks are not to be sent."""
+
+    code = "limits_violated"
+
+    def __init__(self, policy: str, what: str, got: str, wanted: str) -> None:
+        super().__init__(f"policy {policy!r} produced {what} of {got}, allowed is {wanted}; the chunk was withheld")
 
 
 class StartupError(PolicyServerError):

@@ -4,6 +4,7 @@
 and `actions`, the chunk that the network gave in torch float32 when the bundle was made.
 """
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from policy_models.program import Program
+from policy_models.program import GraphCall, Program
 from policy_models.spec import CameraSpec, Observation, PolicySpec, SamplingOptions
 from policy_server.engine.base import Engine
 from policy_server.errors import BundleInvalid, GoldenDrift
-from policy_server.runtime.sampling import drive
+from policy_server.runtime.sampling import answer, drive
 
 
 def write_golden(path: Path, program: Program, engine: Engine, *, seed: int, draw: np.random.Generator) -> None:
@@ -92,6 +93,16 @@ class GoldenCase:
         """Replay the case; return the largest deviation as a fraction of each action's range."""
         outcome = drive(program.infer(self.observation(), program.begin(), SamplingOptions(self.seed)), engine)
         return self.drift_of(outcome.actions, program.spec)
+
+    def calls(self, program: Program, engine: Engine) -> list[GraphCall]:
+        """Return the calls that the case takes, in their order."""
+        calls: list[GraphCall] = []
+        dialogue = program.infer(self.observation(), program.begin(), SamplingOptions(self.seed))
+        with contextlib.suppress(StopIteration):
+            calls.append(next(dialogue))
+            while True:
+                calls.append(dialogue.send(answer(calls[-1], engine)))
+        return calls
 
     def drift_of(self, actions: np.ndarray, spec: PolicySpec) -> float:
         """Return how far `actions`, (H, A), are from the golden chunk, as a fraction of each action's range."""

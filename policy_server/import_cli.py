@@ -10,6 +10,15 @@ from policy_server.console import log, or_explain
 imports = typer.Typer(no_args_is_help=True, help="Make a bundle of a published checkpoint.")
 
 
+Gradients = Annotated[
+    bool,
+    typer.Option(
+        help="Export the denoiser's gradient too, by which real-time chunking lets the free actions of a chunk know of "
+        "the settled ones. Takes about as long again."
+    ),
+]
+
+
 @imports.command("beso")
 def import_beso(
     checkpoint: Annotated[Path, typer.Argument(help="model_state_dict.pth, or the same as .safetensors.")],
@@ -33,6 +42,7 @@ def import_beso(
         str, typer.Option(help="Goal dimensions that are zeroed after scaling, such as 2,5,6,7,8,9 for block push.")
     ] = "",
     licence: Annotated[str, typer.Option(help="SPDX identifier of the weights' licence.")] = "MIT",
+    gradients: Gradients = True,
 ) -> None:
     """Make a bundle of a public BESO checkpoint.
 
@@ -57,6 +67,7 @@ def import_beso(
         step_s=step_s,
         zeroed_goal_dims=dims,
         licence=licence,
+        gradients=gradients,
     )
     typer.echo(f"{output} holds {bundle.name!r}; try: policy-server check {output}")
 
@@ -124,6 +135,7 @@ def import_mode(
     ] = False,
     sigma_data: Annotated[float, typer.Option(min=1e-6, help="Of the preconditioning.")] = 0.5,
     licence: Annotated[str, typer.Option(help="SPDX identifier of the weights' licence.")] = "MIT",
+    gradients: Gradients = True,
 ) -> None:
     """Make a bundle of a public MoDE checkpoint.
 
@@ -152,5 +164,6 @@ def import_mode(
         goal_routing=goal_routing,
         sigma_data=sigma_data,
         licence=licence,
+        gradients=gradients,
     )
     typer.echo(f"{output} holds {bundle.name!r}; try: policy-server check {output}")

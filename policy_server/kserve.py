@@ -10,12 +10,16 @@ from typing import Any, Literal
 import numpy as np
 
 from policy_models.program import Tensors
-from policy_models.spec import Observation, PolicySpec, SamplingOptions
+from policy_models.spec import Continuation, Observation, PolicySpec, SamplingOptions
 
 ACTIONS = "actions"
 # SHA-256 of the `policy.yaml` that answered, which holds the digest of every other file of the bundle.
 BUNDLE = "bundle"
 STATE, GOAL, PROMPT = "state", "goal", "prompt"
+# The chunk that the robot is playing, and how much each row of the next one is pulled towards it.
+PLAN, WEIGHTS = "plan", "plan_weights"
+# Parameters of a request that say how it is pulled; the others are options as every door has them.
+PULL = ("strength", "noise", "warm_steps")
 _IMAGE, _MEMORY = "image_", "memory_"
 
 Kind = Literal["float32", "uint8", "int32", "int64", "text"]
@@ -42,7 +46,9 @@ def input_ports(spec: PolicySpec, beginning: Tensors) -> tuple[Port, ...]:
     """Return what a request holds, for a policy whose sessions begin with the memory `beginning`."""
     images = [Port(_IMAGE + c.name, "uint8", (c.height, c.width, 3)) for c in spec.cameras]
     state = [Port(STATE, "float32", (spec.state.width,))] if spec.state else []
-    return (*images, *state, *_goal_port(spec), *_memory_ports(beginning, optional=True))
+    plan = [Port(PLAN, "float32", (spec.horizon, spec.action.width), optional=True)] if spec.sampler else []
+    weights = [Port(WEIGHTS, "float32", (spec.horizon,), optional=True)] if spec.sampler else []
+    return (*images, *state, *_goal_port(spec), *_memory_ports(beginning, optional=True), *plan, *weights)
 
 
 def output_ports(spec: PolicySpec, beginning: Tensors) -> tuple[Port, ...]:
@@ -51,7 +57,9 @@ def output_ports(spec: PolicySpec, beginning: Tensors) -> tuple[Port, ...]:
     return (actions, Port(BUNDLE, "text", (1,)), *_memory_ports(beginning, optional=False))
 
 
-def pack_request(observation: Observation, memory: Tensors) -> dict[str, np.ndarray]:
+def pack_request(
+    observation: Observation, memory: Tensors, continuation: Continuation | None = None
+) -> dict[str, np.ndarray]:
     """Return the tensors of one robot's request, the row axis included; text is an array of bytes objects."""
     tensors = {_IMAGE + name: image for name, image in observation.images.items()}
     if observation.state is not None:
@@ -61,6 +69,8 @@ def pack_request(observation: Observation, memory: Tensors) -> dict[str, np.ndar
     elif observation.goal is not None:
         tensors[GOAL] = observation.goal
     tensors.update({_MEMORY + name: array for name, array in memory.items()})
+    if continuation is not None:
+        tensors.update({PLAN: continuation.actions, WEIGHTS: continuation.weights})
     return {name: array[None] for name, array in tensors.items()}
 
 
@@ -70,7 +80,7 @@ def unpack_request(tensors: Tensors, row: int) -> dict[str, Any]:
     for name, array in tensors.items():
         if name == PROMPT:
             inputs[name] = array[row, 0].decode("utf-8", errors="replace")
-        elif not name.startswith(_MEMORY):
+        elif name not in (PLAN, WEIGHTS) and not name.startswith(_MEMORY):
             inputs[name.removeprefix(_IMAGE)] = array[row]
     return inputs
 
@@ -84,6 +94,29 @@ def unpack_memory(tensors: Tensors, row: int, beginning: Tensors) -> Tensors:
     }
 
 
+def unpack_continuation(
+    tensors: Tensors, row: int, asked: Mapping[str, Any], *, gradients: bool
+) -> Continuation | None:
+    """Return what one row goes on from; None if it brings no plan.
+
+    Args:
+        tensors: Of the request.
+        row: Which.
+        asked: The request's parameters.
+        gradients: Whether the engine can differentiate.
+    """
+    if PLAN not in tensors or WEIGHTS not in tensors:
+        return None
+    return Continuation(
+        tensors[PLAN][row],
+        tensors[WEIGHTS][row],
+        strength=float(asked.get("strength", 0.0)),
+        gradients=gradients,
+        warm_steps=asked.get("warm_steps"),
+        noise=float(asked.get("noise", 1.0)),
+    )
+
+
 def pack_reply(actions: np.ndarray, memory: Tensors, bundle: str) -> dict[str, np.ndarray]:
     """Return the tensors of one row of a reply, without the row axis."""
     return {ACTIONS: actions, BUNDLE: _text(bundle), **{_MEMORY + name: array for name, array in memory.items()}}
@@ -94,7 +127,12 @@ def pack_options(options: SamplingOptions) -> dict[str, int | str]:
     asked = {"steps": options.steps, "sampler": options.sampler}
     # Servers older than 24.09 know no numbers with a fraction.
     guidance = None if options.guidance is None else repr(float(options.guidance))
-    return {"seed": options.seed, **{k: v for k, v in {**asked, "guidance": guidance}.items() if v is not None}}
+    chunk = options.continuation
+    joined: dict[str, int | str | None] = {}
+    if chunk is not None:
+        joined = {"strength": repr(chunk.strength), "noise": repr(chunk.noise), "warm_steps": chunk.warm_steps}
+    every = {**asked, "guidance": guidance, **joined}
+    return {"seed": options.seed, **{name: value for name, value in every.items() if value is not None}}
 
 
 def _goal_port(spec: PolicySpec) -> tuple[Port, ...]:

@@ -3,6 +3,7 @@
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from policy_server.errors import StartupError
 
@@ -27,6 +28,13 @@ class Settings:
         max_message_bytes: Largest message, on every door.
         queue_capacity: Requests that may wait for one policy.
         request_timeout_s: Longest time for one chunk when the robot sends no budget of its own.
+        continuity: How a chunk goes on from the one before where the robot names no way: "replace", "rtc", "ensemble"
+            or "warm". Policies that do not denoise keep to "replace" in place of "rtc" and "warm".
+        guard_mode: What happens to a chunk that breaks a limit of its spec: "clamp" or "refuse".
+        guard_fallback: What a robot gets in place of a chunk that is withheld: "refuse" (an error), "last_good" or
+            "hold".
+        stream_grace_s: How long a streaming session waits for a robot whose connection broke.
+        stream_capacity: Streaming sessions at the same time.
         drain_s: Longest wait for running requests at shutdown.
         ignore_unknown_inputs: Ignores inputs that a policy does not have instead of refusing them.
     """
@@ -45,6 +53,11 @@ class Settings:
     max_message_bytes: int = 16 << 20
     queue_capacity: int = 64
     request_timeout_s: float = 10.0
+    continuity: str = "replace"
+    guard_mode: Literal["clamp", "refuse"] = "clamp"
+    guard_fallback: str = "refuse"
+    stream_grace_s: float = 30.0
+    stream_capacity: int = 1024
     drain_s: float = 10.0
     ignore_unknown_inputs: bool = False
 

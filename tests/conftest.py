@@ -103,7 +103,7 @@ def _write_tiny_mode(path: Path, goal: Literal["text", "image"]) -> Bundle:
     manifest = Manifest(
         FORMAT, path.name, "mode", "1", "Random weights.", "Apache-2.0", spec, asdict(config), dict(tolerance)
     )
-    return write_bundle(path, manifest, weights=networks.state_dict(), tokenizer=tokenizer)
+    return write_bundle(path, manifest, weights=networks.state_dict(), tokenizer=tokenizer, gradients=False)
 
 
 def _write_tiny(path: Path, *, window: int, horizon: int) -> Bundle:

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from policy_client.backoff import Backoff
+from policy_client.connecting import check_url, connect_options
 from policy_client.protocol import PolicyProtocol
 
 ConnectionT = TypeVar("ConnectionT")
@@ -37,8 +38,7 @@ class BaseClient(Generic[ConnectionT]):
     backoff: Backoff = field(default_factory=Backoff)
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("ws://", "wss://")):
-            raise ValueError(f"url is {self.url!r}, expected one that starts with ws:// or wss://")
+        check_url(self.url)
         self._protocol = PolicyProtocol(self.step_s)
         self._connection: ConnectionT | None = None
 
@@ -50,10 +50,7 @@ class BaseClient(Generic[ConnectionT]):
     def _connect_options(self) -> dict[str, Any]:
         """Return the keyword arguments that `connect` of `websockets` takes in both its forms."""
         return {
-            "compression": None,  # camera images do not deflate
-            "max_size": None,
-            "additional_headers": {"Authorization": f"Api-Key {self.api_key}"} if self.api_key else None,
-            "close_timeout": 1.0,
+            **connect_options(self.api_key),
             # A stock openpi server answers no pings while it infers: who waits for the reply waits for the
             # pong.
             "ping_timeout": max(20.0, self.request_timeout_s),

@@ -33,9 +33,29 @@ class ActionChunk:
 
     def action_at(self, now_s: float) -> Action | None:
         """Return the action due at `now_s`, (A,), or None before the first and after the last."""
-        # Ticks that fall on a step must not land just before it for want of a float's last digits.
-        index = math.floor((now_s - self.made_at_s) / self.step_s + _ROUNDING_STEPS)
+        index = self._step_at(now_s)
         return self.actions[index] if 0 <= index < len(self) else None
+
+    def action_between(self, now_s: float) -> Action | None:
+        """Return the action at `now_s` on the line between the rows before and after it, (A,) read-only.
+
+        The last action is held for its `step_s`; None before the first and after the last.
+        """
+        index = self._step_at(now_s)
+        if not 0 <= index < len(self):
+            return None
+        before: Action = self.actions[index]
+        share = (now_s - self.made_at_s) / self.step_s - index
+        if index == len(self) - 1 or share <= _ROUNDING_STEPS:
+            return before
+        after: Action = self.actions[index + 1]
+        action: Action = before + np.float32(share) * (after - before)
+        action.flags.writeable = False
+        return action
+
+    def _step_at(self, now_s: float) -> int:
+        # Ticks that fall on a step must not land just before it for want of a float's last digits.
+        return math.floor((now_s - self.made_at_s) / self.step_s + _ROUNDING_STEPS)
 
 
 _ROUNDING_STEPS = 1e-6

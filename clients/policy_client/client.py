@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Self, TypeVar, Unpack
 
 from websockets.protocol import State
@@ -15,7 +13,7 @@ from websockets.sync.client import ClientConnection, connect
 from policy_client.backoff import Deadline
 from policy_client.base import BaseClient
 from policy_client.chunk import ActionChunk
-from policy_client.connecting import ATTEMPT_FAILURES, Attempts, awaiting
+from policy_client.connecting import ATTEMPT_FAILURES, Attempts, awaiting, break_off
 from policy_client.errors import ConnectionLost
 from policy_client.protocol import Frame, InferOptions
 
@@ -67,7 +65,8 @@ class PolicyClient(BaseClient[ClientConnection]):
 
         Args:
             observation: Arrays, strings and numbers by name, flat or nested, as the policy wants them.
-            **options: `steps`, `guidance`, `seed`, `sampler`, `budget_ms`; see `InferOptions`.
+            **options: `steps`, `guidance`, `seed`, `sampler`, `budget_ms`, `continuity`, `captured_ms`, `delay_ms`,
+                `smoothing`; see `InferOptions`.
 
         Raises:
             ServerError: The server refused the request; its code says why.
@@ -143,8 +142,5 @@ class PolicyClient(BaseClient[ClientConnection]):
         return connection
 
     def _drop(self, connection: ClientConnection) -> None:
-        """Break a connection at once: a server that hangs would not answer a closing handshake."""
         self._connection = None
-        with suppress(OSError):
-            connection.socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that is stuck in sending
-        connection.close_socket()
+        break_off(connection)

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus, WebSocketException
 from websockets.frames import CloseCode
+from websockets.sync.client import ClientConnection
 
 from policy_client.backoff import Backoff, Deadline
 from policy_client.errors import ConnectFailed, ConnectionLost, RequestTimeout
 
 # What an attempt to connect may raise and `Attempts` can judge. TimeoutError is an OSError.
 ATTEMPT_FAILURES = (OSError, WebSocketException, RequestTimeout, ConnectionLost)
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError unless `url` is a websocket's."""
+    if not url.startswith(("ws://", "wss://")):
+        raise ValueError(f"url is {url!r}, expected one that starts with ws:// or wss://")
+
+
+def connect_options(api_key: str | None) -> dict[str, Any]:
+    """Return the keyword arguments that `connect` of `websockets` takes in both its forms."""
+    return {
+        "compression": None,  # camera images do not deflate
+        "max_size": None,
+        "additional_headers": {"Authorization": f"Api-Key {api_key}"} if api_key else None,
+        "close_timeout": 1.0,
+    }
+
+
+def break_off(connection: ClientConnection) -> None:
+    """End a connection at once: a server that hangs would not answer a closing handshake."""
+    with suppress(OSError):
+        connection.socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that is stuck in sending
+    connection.close_socket()
 
 
 class Attempts:
@@ -60,6 +86,17 @@ def awaiting(what: str, deadline: Deadline) -> Iterator[None]:
         if deadline.remaining_s() == 0:  # the blocking client breaks the connection to end a send that stalls
             raise RequestTimeout(f"no {what} within {deadline.budget_s:g} s") from error
         raise ConnectionLost(f"the connection broke before the {what} came: {error}") from error
+
+
+def closes_for_good(connection: ClientConnection, timeout_s: float) -> bool:
+    """Wait until a server that has refused something hangs up; return whether it does so for good."""
+    try:
+        connection.recv(timeout=timeout_s)
+    except TimeoutError:
+        return False
+    except ConnectionClosed as error:
+        return error.rcvd is not None and error.rcvd.code == CloseCode.POLICY_VIOLATION
+    return False
 
 
 # Statuses of a server, or of a proxy before it, that is starting, overloaded or being replaced.

@@ -48,4 +48,20 @@ class ServerError(PolicyClientError):
         super().__init__(text)
 
 
+class StreamRefusal(ServerError):
+    """The server refused something that was said on a stream. The conversation goes on, unless it was the hello.
+
+    Attributes:
+        seq: The observation that it is about; None if it is about none.
+    """
+
+    def __init__(self, code: str, message: str, seq: int | None = None) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code, self.message, self.seq = code, message, seq
+
+
+class OutOfActions(PolicyClientError):
+    """A player gave up: its actions had run out, and no chunk came for as long as it was told to wait."""
+
+
 _CODED = re.compile(r"(?P<code>[a-z][a-z0-9_]*): (?P<message>.*)", re.DOTALL)

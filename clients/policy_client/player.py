@@ -1,156 +1,146 @@
-"""Plays chunks: the action due now, while the next chunk is being computed."""
+"""Drives a control loop: the action due now, while the next chunk is being computed."""
 
 from __future__ import annotations
 
 import logging
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any, Protocol, Unpack
+from collections.abc import Callable, Iterator
+from typing import Unpack
 
-from policy_client.chunk import Action, ActionChunk
+from policy_client.buffer import ChunkBuffer
+from policy_client.chunk import Action
+from policy_client.clock import Clock, MonotonicClock
 from policy_client.errors import PolicyClientError
+from policy_client.latency import LatencyQuantile
+from policy_client.playback import Pace, Playback, PlayerState, PlayerStats
 from policy_client.protocol import InferOptions
+from policy_client.sources import ChunkSource, Observation, Policy, Request, source_of
+from policy_client.stream import PolicyStream
+from policy_client.watchdog import Hold, StopRule
 
 logger = logging.getLogger(__name__)
 
-Observation = Mapping[str, Any]
-
-
-class Policy(Protocol):
-    """Anything that answers an observation with a chunk: `PolicyClient`, or a policy in this process."""
-
-    def infer(self, observation: Observation, **options: Unpack[InferOptions]) -> ActionChunk:
-        """Return the actions that follow `observation`."""
-
-
-class Clock(Protocol):
-    """The time a player lives by."""
-
-    def now_s(self) -> float:
-        """Return the time in seconds; it never goes back."""
-
-    def sleep_until(self, when_s: float) -> None:
-        """Wait until `when_s`; return at once if it has passed."""
-
-
-class MonotonicClock:
-    """The monotonic clock of this machine."""
-
-    def now_s(self) -> float:
-        """Return the time in seconds."""
-        return time.monotonic()
-
-    def sleep_until(self, when_s: float) -> None:
-        """Wait until `when_s`; return at once if it has passed."""
-        time.sleep(max(0.0, when_s - time.monotonic()))
-
-
-class ChunkBuffer:
-    """Holds the newest chunk. Times are monotonic seconds, given by the caller. Not for several threads."""
-
-    def __init__(self) -> None:
-        self.chunk: ActionChunk | None = None
-
-    def push(self, chunk: ActionChunk) -> bool:
-        """Take `chunk` for the one held, unless it answers an older observation; return whether taken."""
-        if self.chunk is not None and chunk.made_at_s < self.chunk.made_at_s:
-            return False
-        self.chunk = chunk
-        return True
-
-    def action_at(self, now_s: float) -> Action | None:
-        """Return the action due at `now_s`, (A,), or None before any chunk and once it has run out."""
-        return None if self.chunk is None else self.chunk.action_at(now_s)
-
-    def remaining_s(self, now_s: float) -> float:
-        """Return for how long from `now_s` actions will be due, 0 if none is."""
-        return 0.0 if self.chunk is None else max(0.0, self.chunk.ends_at_s - now_s)
-
-
-def repeat_last(action: Action) -> Action:
-    """Hold by repeating the last action: right where actions are positions, wrong for velocities."""
-    return action
-
 
 class ChunkPlayer:
-    """Drives a control loop from a policy that is slower than the loop.
+    """Plays the chunks of a policy that is slower than the control loop, at the rate of the loop.
+
+    The next chunk is asked for so early that, by the latency of recent answers, it comes before the actions run out.
+    It takes over at the row that is due by then.
 
     Args:
-        policy: Asked for chunks, from a thread of the player's own.
-        refill_s: Ask for the next chunk when fewer seconds of actions remain. Less than an answer takes, and
-            the robot holds in between; more than a chunk lasts, and the policy is asked without pause.
-        hold: Makes the action of a tick for which none is due, (A,), from the action of the tick before,
-            (A,).
+        policy: A `PolicyStream` that is connected; or anything with `infer`, such as `PolicyClient`, which is asked
+            from a thread of the player's own; or a `ChunkSource`, which is closed when a run ends.
+        margin_s: How many seconds of actions shall be left when the next chunk comes, if it takes as long as usual.
+        execute_s: Ask once a chunk has been played for so long, though more remains: 0 is without pause. Default: ask
+            as late as latency allows.
+        interpolate: Whether actions between two rows lie on the line between them, in place of the earlier one: for
+            loops that are faster than the chunk's steps.
+        stop: What to do once actions have run out.
+        give_up_s: For how long to do that before the loop ends with `OutOfActions`. Default: for ever.
+        latency: How long an answer takes, judged by those before it.
         clock: The time to live by.
+
+    Raises:
+        ValueError: A time below 0.
     """
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Policy | PolicyStream | ChunkSource,
         *,
-        refill_s: float,
-        hold: Callable[[Action], Action] = repeat_last,
+        margin_s: float = 0.05,
+        execute_s: float | None = None,
+        interpolate: bool = False,
+        stop: StopRule | None = None,
+        give_up_s: float | None = None,
+        latency: LatencyQuantile | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._policy = policy
-        self._refill_s = refill_s
-        self._hold = hold
+        self._pace = Pace(margin_s, execute_s)
+        self._interpolate = interpolate
+        self._stop, self._give_up_s = stop or Hold(), give_up_s
+        self._latency = latency or LatencyQuantile()
         self._clock = clock or MonotonicClock()
+        self._playback: Playback | None = None
+        self._running = False
+        self._complaint = ""
+
+    @property
+    def state(self) -> PlayerState:
+        """What the player is doing."""
+        return self._playback.state if self._playback is not None and self._running else PlayerState.STOPPED
+
+    @property
+    def stats(self) -> PlayerStats:
+        """What happened in the present run, or the last one."""
+        return PlayerStats() if self._playback is None else self._playback.stats
 
     def run(
         self, get_observation: Callable[[], Observation], *, rate_hz: float, **options: Unpack[InferOptions]
     ) -> Iterator[Action]:
-        """Yield the action due at each tick, (A,) read-only, for ever: `for action in player.run(...)`.
+        """Yield the action due at each tick, (A,), for ever: `for action in player.run(...)`.
 
-        Ticks are at whole multiples of 1 / `rate_hz` from the first; ticks that the loop's body overran are
-        skipped. Only the first chunk is waited for. The loop begins when it is there, as if observed then,
-        since the robot stood still meanwhile. A later request that fails is logged, and made again at the
-        next tick.
+        Ticks are at whole multiples of 1 / `rate_hz` from the first. One that is late by more than half a period,
+        because the loop's body overran, is skipped. Only the first chunk is waited for. The loop begins when it is
+        there, as if observed then, since the robot stood still meanwhile. A later request that fails is logged, and
+        made again at the next tick. A player drives one loop at a time.
 
         Args:
             get_observation: Returns the observation of this moment; called in the loop's thread.
             rate_hz: Ticks per second.
-            **options: Passed to `infer`.
+            **options: Sampling options of every request.
 
         Raises:
             PolicyClientError: The first chunk could not be had.
-            TypeError, ValueError, OverflowError: An observation or option cannot be sent.
+            OutOfActions: No action was due for longer than `give_up_s`.
+            TypeError, ValueError, OverflowError: An observation or option cannot be sent, or a rate that cannot be.
         """
-        first = self._policy.infer(get_observation(), **options)
-        start_s = self._clock.now_s()
-        buffer = ChunkBuffer()
-        buffer.push(replace(first, made_at_s=start_s))
-        action = first.actions[0]
-        refill: Future[ActionChunk] | None = None
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="chunk-refill")
+        self._playback = playback = Playback(
+            rate_hz=rate_hz,
+            pace=self._pace,
+            latency=self._latency,
+            buffer=ChunkBuffer(interpolate=self._interpolate),
+            stop=self._stop,
+            give_up_s=self._give_up_s,
+        )
+        source = source_of(self._policy, self._clock)
+        self._running = True
         try:
+            playback.asked()
+            playback.begin(source.first(get_observation, options), self._clock.now_s())
             tick = 0
             while True:
-                tick_s = start_s + tick / rate_hz
-                if refill is not None and refill.done():
-                    _take(refill, buffer)
-                    refill = None
-                if refill is None and buffer.remaining_s(tick_s) < self._refill_s:
-                    refill = executor.submit(self._infer, get_observation(), tick_s, options)
-                due = buffer.action_at(tick_s)
-                action = self._hold(action) if due is None else due
-                yield action
-                tick = max(tick + 1, math.ceil((self._clock.now_s() - start_s) * rate_hz))
-                self._clock.sleep_until(start_s + tick / rate_hz)
+                now_s = playback.tick_s(tick)
+                self._take(source, playback, now_s)
+                if not source.busy(now_s) and playback.wants_more(now_s):
+                    request = Request(get_observation(), now_s, playback.playing, playback.delay_s(now_s), options)
+                    self._ask(source, playback, request)
+                yield playback.action(now_s)
+                tick = playback.tick_after(tick, self._clock.now_s())
+                self._clock.sleep_until(playback.tick_s(tick))
         finally:
-            # The request in progress ends by its own timeout, or when the client is closed.
-            executor.shutdown(wait=False, cancel_futures=True)
+            self._running = False
+            source.close()
 
-    def _infer(self, observation: Observation, observed_at_s: float, options: InferOptions) -> ActionChunk:
-        # Dated by the tick, not by the client: steps that match the rate then begin exactly on later ticks.
-        return replace(self._policy.infer(observation, **options), made_at_s=observed_at_s)
+    def _take(self, source: ChunkSource, playback: Playback, now_s: float) -> None:
+        try:
+            arrival = source.take()
+        except PolicyClientError as error:
+            self._complain(playback, error)
+        else:
+            if arrival is not None:
+                playback.take(arrival, now_s)
+                self._complaint = ""
 
+    def _ask(self, source: ChunkSource, playback: Playback, request: Request) -> None:
+        try:
+            source.ask(request)
+            playback.asked()
+        except PolicyClientError as error:
+            self._complain(playback, error)
 
-def _take(refill: Future[ActionChunk], buffer: ChunkBuffer) -> None:
-    try:
-        buffer.push(refill.result())
-    except PolicyClientError as error:
-        logger.warning("no new chunk: %s", error)
+    def _complain(self, playback: Playback, error: PolicyClientError) -> None:
+        playback.failed()
+        if str(error) != self._complaint:  # at 50 Hz the log shall not say the same at each tick
+            logger.warning("no new chunk: %s", error)
+            self._complaint = str(error)

@@ -21,13 +21,17 @@ Frame: TypeAlias = bytes | str
 
 
 class InferOptions(TypedDict, total=False):
-    """What a request may ask of the sampler; what is left out, or None, is the policy's own choice."""
+    """What a request may ask for besides an answer; what is left out, or None, is the policy's own choice."""
 
     steps: int | None  # denoising steps
     guidance: float | None
     seed: int | None
     sampler: str | None
     budget_ms: float | None  # the server refuses what it cannot answer within this time
+    continuity: str | Mapping[str, Any] | None  # how the chunk goes on from the one before: a mode, or a map with it
+    captured_ms: float | None  # when the observation was true, by the robot's clock; row 0 is due then
+    delay_ms: float | None  # how long after that the robot begins to play the chunk, and ends the one before
+    smoothing: Mapping[str, Any] | None  # the chunk is the mean over copies of the observation with noise
 
 
 class PolicyProtocol:
@@ -53,7 +57,7 @@ class PolicyProtocol:
             ServerError: The server sent an error in its place.
             ProtocolError: The frame is no map.
         """
-        self.metadata = _read_map(frame, "metadata")
+        self.metadata = read_map(frame, "metadata")
 
     def infer_request(self, observation: Mapping[str, Any], options: InferOptions) -> bytes:
         """Return the frame that asks for a chunk.
@@ -61,10 +65,7 @@ class PolicyProtocol:
         Raises:
             TypeError, ValueError: An unknown option, or an observation that cannot be sent; see `codec.pack`.
         """
-        unknown = options.keys() - InferOptions.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"unknown options {sorted(unknown)}, expected {sorted(InferOptions.__annotations__)}")
-        chosen = {name: _plain(value) for name, value in options.items() if value is not None}
+        chosen = chosen_options(options)
         if not chosen:
             return pack(observation)
         if "options" in observation:
@@ -78,10 +79,10 @@ class PolicyProtocol:
             ServerError: The server sent an error.
             ProtocolError: The frame holds no usable chunk.
         """
-        reply = _read_map(frame, "reply")
-        actions = _actions(reply.pop("actions", None))
+        reply = read_map(frame, "reply")
+        actions = read_actions(reply.pop("actions", None))
         said_s = reply.pop("step_s", self.metadata.get("step_s"))
-        return ActionChunk(actions, self._step_s or _step_s(said_s), made_at_s, reply)
+        return ActionChunk(actions, self._step_s or read_step_s(said_s), made_at_s, reply)
 
     def reset_request(self) -> bytes:
         """Return the frame that ends the episode, in RoboArena's dialect."""
@@ -103,11 +104,25 @@ class PolicyProtocol:
 _RESET_DONE = "reset successful"
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def chosen_options(options: InferOptions) -> dict[str, Any]:
+    """Return the options that are not None, as plain values.
+
+    Raises:
+        TypeError: An option that does not exist.
+    """
+    unknown = options.keys() - InferOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unknown options {sorted(unknown)}, expected {sorted(InferOptions.__annotations__)}")
+    return {name: _plain(value) for name, value in options.items() if value is not None}
 
 
-def _read_map(frame: Frame, name: str) -> dict[str, Any]:
+def read_map(frame: Frame, name: str) -> dict[str, Any]:
+    """Return the map in a frame that holds what is called `name`.
+
+    Raises:
+        ServerError: The frame is text: an error.
+        ProtocolError: The frame holds no map.
+    """
     if isinstance(frame, str):
         raise ServerError(frame)
     try:
@@ -119,7 +134,12 @@ def _read_map(frame: Frame, name: str) -> dict[str, Any]:
     return value
 
 
-def _actions(value: Any) -> Action:
+def read_actions(value: Any) -> Action:
+    """Return the actions of a reply, (H, A) float32, read-only.
+
+    Raises:
+        ProtocolError: It is no finite numeric array of that rank.
+    """
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
         raise ProtocolError(f"the reply's 'actions' is {_describe(value)}, expected a numeric array (H, A)")
     if value.ndim != 2 or value.size == 0:
@@ -132,12 +152,21 @@ def _actions(value: Any) -> Action:
     return actions
 
 
-def _step_s(value: Any) -> float:
+def read_step_s(value: Any) -> float:
+    """Return the time between actions in seconds.
+
+    Raises:
+        ProtocolError: It is missing, or no positive number.
+    """
     if value is None:
         raise ProtocolError("the server does not say its step_s, give step_s to the client")
     if not _is_duration(value):
         raise ProtocolError(f"the server's step_s is {_describe(value)}, expected a positive number of seconds")
     return float(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_duration(value: Any) -> bool:

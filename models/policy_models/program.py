@@ -16,6 +16,10 @@ from policy_models.spec import Observation, PolicySpec, SamplingOptions
 
 Tensors = Mapping[str, np.ndarray]
 
+# Name of the output that answers a call's cotangent, of the input that it is the gradient of, and of the cotangent
+# where it is an input itself.
+GRADIENT, DIFFERENTIATED, COTANGENT = "gradient", "noisy", "cotangent"
+
 
 class UnsuitableOptions(ValueError):
     """The options of a request cannot be had from this policy; says why."""
@@ -47,10 +51,16 @@ class GraphCall:
     Attributes:
         graph: The graph's name in the bundle, such as "denoise".
         inputs: Named tensors; the first axis of each is the row axis, of equal length in all.
+        way: Calls of the same graph and the same way cost less in one run than calls of different ways, since they take
+            the same branches; None where there are no branches.
+        cotangent: Shaped like the graph's first output. The answer then holds as `GRADIENT` what it gives multiplied by
+            the Jacobian of that output by the input `DIFFERENTIATED`. Only engines that are differentiable do this.
     """
 
     graph: str
     inputs: Tensors
+    way: Hashable = None
+    cotangent: np.ndarray | None = None
 
 
 class Steered(Protocol):
@@ -73,6 +83,8 @@ class Graph:
         outputs: Names of what it returns, in order.
         exported: The same function in the form that compiles best, if that is not `module` itself.
         steered: The same function in the form that can be recorded, if the values of inputs decide what `module` runs.
+        differentiated: The same function in a form without branches, for its gradient by `DIFFERENTIATED`; None if that
+            is not to be exported.
     """
 
     module: Any
@@ -80,6 +92,7 @@ class Graph:
     outputs: tuple[str, ...]
     exported: Any = None
     steered: Steered | None = None
+    differentiated: Any = None
 
 
 @dataclass(frozen=True)

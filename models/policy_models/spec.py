@@ -3,6 +3,7 @@
 Letters in shapes: B batch, T observation steps, H action horizon, A action width, S state width, G goal steps.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -132,6 +133,74 @@ class SamplerSpec:
 
 
 @dataclass(frozen=True)
+class Box:
+    """An axis-aligned box over some of an action's numbers, such as the x, y and z of an end effector.
+
+    Attributes:
+        names: Which numbers it holds.
+        low: Lowest allowed value of each, in the action's units.
+        high: Highest allowed value of each.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    names: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise ValueError(f"a box needs names that differ, got {', '.join(self.names) or 'none'}")
+        for side in ("low", "high"):
+            if len(getattr(self, side)) != len(self.names):
+                raise ValueError(f"{side} has {len(getattr(self, side))} entries for {len(self.names)} names")
+        for name, low, high in zip(self.names, self.low, self.high, strict=True):
+            if not (low < high and math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(f"{name!r}: low must be below high, and both finite, got {low} and {high}")
+
+
+@dataclass(frozen=True)
+class MotionLimits:
+    """How fast actions may change, and the box that they stay in.
+
+    The limits are on derivatives of the action itself, whatever it means: where an action is a position, `velocity`
+    limits the robot's velocity; where it is a velocity or a force, `velocity` limits how fast that changes.
+
+    Attributes:
+        velocity: Largest absolute first derivative of each number, in its unit per s; None where nothing limits it,
+            empty if that is everywhere.
+        acceleration: Largest absolute second derivative, per s^2; likewise.
+        jerk: Largest absolute third derivative, per s^3; likewise.
+        workspace: Narrower than the action's own limits, in some of its numbers.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    velocity: tuple[float | None, ...] = ()
+    acceleration: tuple[float | None, ...] = ()
+    jerk: tuple[float | None, ...] = ()
+    workspace: Box | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("velocity", "acceleration", "jerk"):
+            for limit in getattr(self, name):
+                if limit is not None and not 0 < limit < math.inf:
+                    raise ValueError(f"{name} limits must be positive numbers, or null for none, got {limit}")
+
+    def check(self, action: VectorSpec) -> None:
+        """Raise ValueError unless these can be limits of such an action."""
+        for name in ("velocity", "acceleration", "jerk"):
+            count = len(getattr(self, name))
+            if count not in (0, action.width):
+                raise ValueError(f"motion.{name} has {count} entries for {action.width} action names")
+        if self.workspace and (unknown := set(self.workspace.names) - set(action.names)):
+            raise ValueError(
+                f"motion.workspace names {', '.join(map(repr, sorted(unknown)))}; "
+                f"an action has {', '.join(map(repr, action.names))}"
+            )
+
+
+@dataclass(frozen=True)
 class PolicySpec:
     """Everything a client, an engine or a page must know about one policy. Written once, in the bundle.
 
@@ -144,6 +213,7 @@ class PolicySpec:
         step_s: Time between two actions of a chunk.
         window: Observations that the policy looks back on, T.
         sampler: How it is sampled; None for policies that are not diffusion policies.
+        motion: How fast actions may change; None if nothing but their own limits holds them.
     """
 
     __pydantic_config__ = _STRICT
@@ -156,6 +226,7 @@ class PolicySpec:
     goal: GoalSpec = field(default_factory=GoalSpec)
     window: int = 1
     sampler: SamplerSpec | None = None
+    motion: MotionLimits | None = None
 
     def __post_init__(self) -> None:
         if self.horizon < 1 or self.window < 1 or not self.step_s > 0:
@@ -169,6 +240,8 @@ class PolicySpec:
             raise ValueError(f"no camera can be called {', '.join(map(repr, taken))}: it means something else")
         if self.goal.kind == "state" and self.state is None:
             raise ValueError("a state goal needs a state")
+        if self.motion is not None:
+            self.motion.check(self.action)
 
 
 @dataclass(frozen=True)
@@ -186,6 +259,30 @@ class Observation:
     goal: np.ndarray | str | None
 
 
+@dataclass(frozen=True, eq=False)
+class Continuation:
+    """The chunk that the robot is playing, as the next one is to go on from it.
+
+    Attributes:
+        actions: (H, A) float32, in the robot's units; row 0 is due when the observation was captured. Rows behind the
+            end of that chunk repeat its last.
+        weights: (H,) float32, how much each row of the new chunk is pulled towards it: 1 for rows that will be played
+            before the new chunk arrives, 0 for rows that are free.
+        strength: Highest weight of the guidance, beta of Black et al. 2025.
+        gradients: Whether pulls go through the denoiser's Jacobian, which the engine must be able to do.
+        warm_steps: Begin at the noise level that leaves this many steps, from `actions` instead of from noise alone;
+            None takes all steps.
+        noise: Part of the first noise that sampling begins with. Less than 1 makes likelier chunks, which agree more.
+    """
+
+    actions: np.ndarray
+    weights: np.ndarray
+    strength: float
+    gradients: bool = False
+    warm_steps: int | None = None
+    noise: float = 1.0
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """What one request asks of the sampler; None leaves the bundle's default.
@@ -195,9 +292,11 @@ class SamplingOptions:
         steps: Denoising steps.
         sampler: A name from `diffusion.samplers.SAMPLERS`.
         guidance: Classifier-free guidance lambda.
+        continuation: What the chunk goes on from; None begins from nothing.
     """
 
     seed: int
     steps: int | None = None
     sampler: str | None = None
     guidance: float | None = None
+    continuation: Continuation | None = None

@@ -1,5 +1,6 @@
 """What an engine is, and which there are."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -17,11 +18,24 @@ Tensors = Mapping[str, np.ndarray]
 TRITON = "triton"
 
 
+# Beyond that, an event loop in the same process does not keep up.
+_MOST_RUNS = 4
+
+
 class Engine(Protocol):
-    """Runs the graphs of one bundle. Used from one thread at a time."""
+    """Runs the graphs of one bundle.
+
+    Attributes:
+        name: Its name in `ENGINES`.
+        precision: What it computes in.
+        differentiable: Whether it is a `DifferentiableEngine`.
+        most_runs: How many threads may use it at the same time.
+    """
 
     name: str
     precision: str
+    differentiable: bool
+    most_runs: int
 
     def run(self, graph: str, inputs: Tensors) -> Tensors:
         """Run one graph.
@@ -36,6 +50,27 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back what the engine holds; it is not used again."""
+
+
+def runs_at_once(threads: int) -> int:
+    """Return how many runs of `threads` threads each fit onto this machine's cores; one if the library chooses."""
+    return max(1, min(_MOST_RUNS, len(os.sched_getaffinity(0)) // threads)) if threads else 1
+
+
+class DifferentiableEngine(Engine, Protocol):
+    """An engine that can say how a graph's output depends on one of its inputs."""
+
+    def run_with_gradient(self, graph: str, inputs: Tensors, cotangent: np.ndarray) -> Tensors:
+        """Run one graph, and multiply `cotangent` by the Jacobian of its first output by `DIFFERENTIATED`.
+
+        Args:
+            graph: Name of the graph.
+            inputs: As of `run`.
+            cotangent: Shaped like the graph's first output.
+
+        Returns:
+            As of `run`, and under `GRADIENT` the product, shaped like that input.
+        """
 
 
 @dataclass(frozen=True)
@@ -61,25 +96,25 @@ class EngineChoice:
 def _make_onnx(bundle: "Bundle", threads: int) -> Engine:
     from policy_server.engine.onnx import OnnxEngine
 
-    return OnnxEngine(bundle.graphs(), threads)
+    return OnnxEngine(bundle.graphs(), threads, gradients=bundle.gradients())
 
 
 def _make_onnx_cuda(bundle: "Bundle", threads: int) -> Engine:
     from policy_server.engine.onnx import OnnxEngine
 
-    return OnnxEngine(bundle.graphs(), threads, device="cuda")
+    return OnnxEngine(bundle.graphs(), threads, gradients=bundle.gradients(), device="cuda")
 
 
 def _make_openvino_f32(bundle: "Bundle", threads: int) -> Engine:
     from policy_server.engine.openvino import OpenVinoEngine
 
-    return OpenVinoEngine(bundle.graphs(), threads, "f32")
+    return OpenVinoEngine(bundle.graphs(), threads, "f32", gradients=bundle.gradients())
 
 
 def _make_openvino_bf16(bundle: "Bundle", threads: int) -> Engine:
     from policy_server.engine.openvino import OpenVinoEngine
 
-    return OpenVinoEngine(bundle.graphs(), threads, "bf16")
+    return OpenVinoEngine(bundle.graphs(), threads, "bf16", gradients=bundle.gradients())
 
 
 def _make_openvino_int8(bundle: "Bundle", threads: int) -> Engine:

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
 import onnxruntime as ort
 
-from policy_server.engine.base import Tensors
+from policy_models.program import COTANGENT
+from policy_server.engine.base import Tensors, runs_at_once
 from policy_server.errors import DeviceNotFound, EngineNotInstalled
 
 CUDA = "CUDAExecutionProvider"
@@ -18,12 +21,20 @@ class OnnxEngine:
 
     precision = "f32"
 
-    def __init__(self, graphs: Mapping[str, Path], threads: int, *, device: Literal["cpu", "cuda"] = "cpu") -> None:
+    def __init__(
+        self,
+        graphs: Mapping[str, Path],
+        threads: int,
+        *,
+        gradients: Mapping[str, Path] = MappingProxyType({}),
+        device: Literal["cpu", "cuda"] = "cpu",
+    ) -> None:
         """Load the graphs.
 
         Args:
             graphs: ONNX files by name.
             threads: Of the CPU; 0 lets the library choose.
+            gradients: ONNX files of their gradients, by the same names.
             device: What computes.
 
         Raises:
@@ -36,8 +47,11 @@ class OnnxEngine:
         options.intra_op_num_threads = threads
         # Spinning threads would steal the cores from the gateway's event loop and from neighbouring engines.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        files = {**graphs, **{_gradient(name): path for name, path in gradients.items()}}
+        self.differentiable = bool(gradients)
+        self.most_runs = runs_at_once(threads) if device == "cpu" else 1
         self._sessions = {
-            name: ort.InferenceSession(path, options, providers=providers) for name, path in graphs.items()
+            name: ort.InferenceSession(path, options, providers=providers) for name, path in files.items()
         }
         # A provider that does not start is left out with a warning, and the CPU computes instead.
         if device == "cuda" and not all(CUDA in session.get_providers() for session in self._sessions.values()):
@@ -55,9 +69,17 @@ class OnnxEngine:
         results = self._sessions[graph].run(self._outputs[graph], dict(inputs))
         return dict(zip(self._outputs[graph], results, strict=True))
 
+    def run_with_gradient(self, graph: str, inputs: Tensors, cotangent: np.ndarray) -> Tensors:
+        """See `DifferentiableEngine.run_with_gradient`."""
+        return self.run(_gradient(graph), {**inputs, COTANGENT: cotangent})
+
     def close(self) -> None:
         """Drop the sessions."""
         self._sessions.clear()
+
+
+def _gradient(graph: str) -> str:
+    return f"gradient of {graph}"
 
 
 def _cuda() -> Sequence[Any]:

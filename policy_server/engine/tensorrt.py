@@ -45,6 +45,8 @@ class TensorRTEngine:
     """Runs one plan per graph; batches larger than a plan takes go through it in parts."""
 
     name = "tensorrt"
+    differentiable = False
+    most_runs = 1
 
     def __init__(self, plans: Mapping[str, Path], precision: str, *, version_compatible: bool) -> None:
         """Load plans.

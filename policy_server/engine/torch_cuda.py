@@ -32,6 +32,9 @@ Record = Callable[[Work], Work]  # from what writes to tensors that stay in plac
 class RecordingEngine:
     """Runs networks from recordings: one for each graph, number of rows, and way through the graph."""
 
+    differentiable = False
+    most_runs = 1
+
     def __init__(
         self,
         name: str,

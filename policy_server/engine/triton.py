@@ -3,21 +3,21 @@
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from grpc import RpcError, StatusCode, aio, insecure_channel
+from grpc import RpcError, StatusCode
 from tritonclient.grpc.service_pb2 import InferParameter, ModelInferRequest, ModelReadyRequest, ServerLiveRequest
-from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
 from policy_models.program import Outcome, Tensors
 from policy_models.spec import Observation, SamplingOptions
 from policy_server import kserve
-from policy_server.engine.triton_control import ModelControl
+from policy_server.engine.triton_server import TritonServer, reason_of
 from policy_server.errors import (
     BundleInvalid,
     DeadlineExceeded,
@@ -37,50 +37,10 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 _START_S = 60.0
-# Left alone, gRPC waits ever longer between two attempts to connect, up to two minutes.
-_CHANNEL: list[tuple[str, int]] = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
-_CHANNEL += [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
 # How Triton says that the process of one model is gone; it goes on calling that model ready.
 _PROCESS_DIED = "is not healthy"
 # What says that a server cannot answer, and not that a request is wrong.
 _DOWN = (StatusCode.UNAVAILABLE, StatusCode.NOT_FOUND, StatusCode.CANCELLED)
-
-
-class TritonServer:
-    """One Triton server.
-
-    Attributes:
-        url: Its gRPC address.
-        outstanding: Requests that it has not answered yet.
-        asked: How many it was sent since it was first known.
-        is_up: Whether requests are sent to it.
-        control: Which models it has loaded.
-        blocking: Asks it, and blocks.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.control = ModelControl(url)
-        self.outstanding = 0
-        self.asked = 0
-        self.is_up = True
-        self._reason = ""
-        self.blocking = GRPCInferenceServiceStub(insecure_channel(url, options=_CHANNEL))
-        self._stub: GRPCInferenceServiceStub | None = None
-
-    @property
-    def stub(self) -> GRPCInferenceServiceStub:
-        """Asks it from the event loop, on which this is first asked for."""
-        # Not tritonclient's own client: that takes 0.1 ms longer over every request.
-        if self._stub is None:
-            self._stub = GRPCInferenceServiceStub(aio.insecure_channel(self.url, options=_CHANNEL))
-        return self._stub
-
-    def leave_out(self, reason: str) -> None:
-        """Send it nothing until it was looked after."""
-        if self.is_up or reason != self._reason:
-            logger.warning("Triton at %s is left out: %s", self.url, reason)
-        self.is_up, self._reason = False, reason
 
 
 class TritonServers:
@@ -187,7 +147,7 @@ class TritonServers:
                     logger.info("Triton at %s is back", server.url)
                     server.is_up = True
             except RpcError as error:
-                server.leave_out(_reason(error))
+                server.leave_out(reason_of(error))
             except StartupError as error:
                 server.leave_out(str(error))
             except Exception:  # who looks after the others must not end
@@ -220,6 +180,8 @@ class TritonInference:
         name: The policy's.
         version: Of its bundle, and so of its models.
         tolerance: Drift from the golden case that its models accept, as a fraction of the action range.
+        chunk_s: What a chunk takes, once that was measured.
+        differentiable: See `Inference.differentiable`.
     """
 
     def __init__(self, servers: TritonServers, bundle: "Bundle", probe: Observation) -> None:
@@ -230,6 +192,8 @@ class TritonInference:
         self.name = bundle.name
         self.version = int(bundle.manifest.version)
         self.tolerance = 0.0
+        self.chunk_s = 0.0
+        self.differentiable = False
         self._servers = servers
         self._digest = bundle.digest.encode()
         self._probe = probe
@@ -242,12 +206,22 @@ class TritonInference:
         """See `Inference.reachable`."""
         return self._servers.watch()
 
+    @property
+    def capacity_hz(self) -> float:
+        """See `Inference.capacity_hz`: of one robot at a time, on each server that is up."""
+        return len(self._servers.up()) / self.chunk_s if self.chunk_s else math.inf
+
     def begin(self) -> Tensors:
         """See `Inference.begin`."""
         return self._beginning
 
     async def infer(
-        self, observation: Observation, memory: Tensors, options: SamplingOptions, deadline: "Deadline"
+        self,
+        observation: Observation,
+        memory: Tensors,
+        options: SamplingOptions,
+        deadline: "Deadline",
+        tenant: str = "",
     ) -> Outcome:
         """See `Inference.infer`. A server that fails is left out or mended; others are asked while there is time."""
         request = self._request(observation, memory, options, self._outputs)
@@ -261,7 +235,7 @@ class TritonInference:
             try:
                 reply = await server.stub.ModelInfer(request, timeout=deadline.remaining_s())
             except RpcError as error:
-                reason = _reason(error)
+                reason = reason_of(error)
                 if _PROCESS_DIED in reason or (server, self.name) in self._servers.mending:
                     self._servers.mend(server, self)
                 elif error.code() in _DOWN:
@@ -281,7 +255,7 @@ class TritonInference:
             tensors = _tensors(server.blocking.ModelInfer(request, timeout=_START_S))
         except RpcError as error:
             raise EngineUnavailable(
-                f"Triton at {server.url} does not answer for {self.name!r}: {_reason(error)}"
+                f"Triton at {server.url} does not answer for {self.name!r}: {reason_of(error)}"
             ) from error
         got = tensors[kserve.BUNDLE][0, 0]
         if got != self._digest:
@@ -299,6 +273,7 @@ class TritonInference:
                 f"Triton at {server.url} has a model {self.name!r} that `policy-server export triton` did not write"
             )
         self.tolerance = float(parameters["tolerance"])
+        self.differentiable = parameters.get("gradients") == "true"
         self.ask(server, self._probe, SamplingOptions(seed=0))
 
     def retire(self) -> None:
@@ -316,7 +291,7 @@ class TritonInference:
             request.parameters[name].MergeFrom(
                 InferParameter(string_param=value) if isinstance(value, str) else InferParameter(int64_param=value)
             )
-        for name, array in kserve.pack_request(observation, memory).items():
+        for name, array in kserve.pack_request(observation, memory, options.continuation).items():
             request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
             request.raw_input_contents.append(
                 serialize_byte_tensor(array).item() if array.dtype == object else array.tobytes()
@@ -348,8 +323,4 @@ def _typed(error: RpcError, policy: str, deadline: "Deadline") -> PolicyServerEr
         return DeadlineExceeded(1e3 * deadline.late_s())
     refusal = re.fullmatch(r"([a-z_]+): (.+)", error.details() or "", re.DOTALL)
     known = revive(*refusal.groups()) if refusal else None
-    return known or EngineFailed(f"policy {policy!r} failed on its server: {_reason(error)}")
-
-
-def _reason(error: RpcError) -> str:
-    return (error.details() or "no reason given").strip().partition("\n")[0]
+    return known or EngineFailed(f"policy {policy!r} failed on its server: {reason_of(error)}")

@@ -26,6 +26,7 @@ def import_checkpoint(
     step_s: float,
     zeroed_goal_dims: tuple[int, ...],
     licence: str,
+    gradients: bool = True,
 ) -> Bundle:
     """Write a bundle that acts as upstream's agent does with the same checkpoint.
 
@@ -75,7 +76,7 @@ def import_checkpoint(
             "statistics": statistics.name,
         },
     )
-    return write_bundle(output, manifest, normalizer=normalizer, weights=loaded.weights)
+    return write_bundle(output, manifest, normalizer=normalizer, weights=loaded.weights, gradients=gradients)
 
 
 def _statistics(path: Path) -> tuple[Statistics, Statistics]:

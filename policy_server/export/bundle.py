@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from policy_models.families import family
 from policy_models.normalizer import Normalizer
-from policy_server.bundle import GRAPHS, MANIFEST, TOKENIZER, Bundle, Manifest, digest, load_bundle
+from policy_server.bundle import GRADIENT_SUFFIX, GRAPHS, MANIFEST, TOKENIZER, Bundle, Manifest, digest, load_bundle
 from policy_server.engine.base import ENGINES
 from policy_server.errors import BundleInvalid
 from policy_server.golden import write_golden
@@ -39,6 +39,7 @@ def write_bundle(
     weights: "Mapping[str, Tensor] | None" = None,
     tokenizer: str | None = None,
     seed: int = 0,
+    gradients: bool = True,
 ) -> Bundle:
     """Write a bundle that `load_bundle` accepts, and return it.
 
@@ -49,6 +50,8 @@ def write_bundle(
         weights: Under the keys of the family's modules; None for a family without graphs.
         tokenizer: The text of a `tokenizer.json`, for policies that read instructions.
         seed: Of the golden observation and its chunk.
+        gradients: Whether compiled engines shall be able to pull through the denoiser, for real-time chunking; takes
+            longer to export.
 
     Raises:
         BundleInvalid: The folder holds something else, or the parts do not fit each other.
@@ -63,7 +66,7 @@ def write_bundle(
         if tokenizer is not None:
             (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
         if weights is not None:
-            _write_network(folder, manifest, weights)
+            _write_network(folder, manifest, weights, gradients=gradients)
         _write_manifest(folder, manifest)
         logger.info("answering the golden case in torch")
         bundle = load_bundle(folder)
@@ -75,14 +78,17 @@ def write_bundle(
     return load_bundle(path)
 
 
-def _write_network(folder: Path, manifest: Manifest, weights: "Mapping[str, Tensor]") -> None:
+def _write_network(folder: Path, manifest: Manifest, weights: "Mapping[str, Tensor]", *, gradients: bool) -> None:
     from policy_models.quantize import int8_weights
+    from policy_server.export.gradient import gradient_of
     from policy_server.export.onnx import export_graphs
 
     policy_family = family(manifest.family)
     config: Any = TypeAdapter(policy_family.Config).validate_python(manifest.config)
     graphs = policy_family.make_graphs(manifest.spec, config, weights)
-    export_graphs(graphs, weights, folder / GRAPHS)
+    wanted = {name: graph for name, graph in graphs.items() if gradients and graph.differentiated is not None}
+    traced = {f"{name}{GRADIENT_SUFFIX}": gradient_of(graph) for name, graph in wanted.items()}
+    export_graphs(graphs, weights, folder / GRAPHS, gradients=traced)
     if INT8 in manifest.tolerance:
         quantized = {name: replace(g, exported=int8_weights(g.exported or g.module)) for name, g in graphs.items()}
         tensors = {f"{name}.{key}": t for name, g in quantized.items() for key, t in g.exported.state_dict().items()}

@@ -123,6 +123,7 @@ def compress(
         normalizer=bundle.assets.normalizer,
         weights=small,
         tokenizer=bundle.assets.tokenizer,
+        gradients=bool(bundle.gradients()),
     )
     del small
     logger.info("comparing %s with %s", compressed.name, bundle.name)

@@ -172,6 +172,8 @@ class EagerEngine:
     """Runs graphs in eager torch, in the form that is exported."""
 
     name = "eager torch"
+    differentiable = False
+    most_runs = 1
 
     def __init__(self, graphs: Mapping[str, Graph], precision: Precision) -> None:
         self.precision: str = precision

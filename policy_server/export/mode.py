@@ -80,6 +80,7 @@ def import_checkpoint(
     goal_routing: bool = False,
     sigma_data: float = 0.5,
     licence: str = "MIT",
+    gradients: bool = True,
 ) -> Bundle:
     """Write a bundle that acts as upstream's agent does with the same checkpoint.
 
@@ -94,6 +95,7 @@ def import_checkpoint(
         sigma_min: Lowest positive noise level.
         step_s: Time between two actions, instead of the benchmark's.
         licence: SPDX identifier of the weights' licence.
+        gradients: Whether the bundle gets the denoiser's gradient, for real-time chunking.
 
     Raises:
         BundleInvalid: A file cannot be read or does not fit the others; the message says which and how.
@@ -139,7 +141,7 @@ def import_checkpoint(
         tolerance=dict(DEFAULT_TOLERANCE),
         provenance={"imported_from": checkpoint.name, "benchmark": benchmark},
     )
-    return write_bundle(output, manifest, weights=loaded.weights, tokenizer=tokenizer)
+    return write_bundle(output, manifest, weights=loaded.weights, tokenizer=tokenizer, gradients=gradients)
 
 
 def _benchmark(name: str) -> Benchmark:

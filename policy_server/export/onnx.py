@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,23 +28,35 @@ _MAX_BATCH = 1024
 _SHARED_BYTES = 1024
 
 
-def export_graphs(graphs: Mapping[str, Graph], weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+def export_graphs(
+    graphs: Mapping[str, Graph],
+    weights: Mapping[str, torch.Tensor],
+    folder: Path,
+    *,
+    gradients: Mapping[str, Graph] = MappingProxyType({}),
+) -> None:
     """Write `<name>.onnx` for every graph, and the weights that they refer to, into `folder`.
 
     Opset 20, first axis of every tensor dynamic. A constant that is a stored tensor, or one turned round, is not
     written again but read from the weights.
+
+    Args:
+        graphs: By name; they decide which matrices are stored turned round.
+        weights: By name.
+        folder: Made if need be.
+        gradients: More graphs, by name, which want some matrices both ways and take what there is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.numpy() for name, tensor in weights.items()}
     index = _index(stored)
     models = {}
-    for name, graph in graphs.items():
+    for name, graph in {**graphs, **gradients}.items():
         logger.info("exporting the graph %s", name)
         models[name] = to_onnx(graph)
     logger.info("matching constants with weights")
     matches = {name: _match(model, stored, index) for name, model in models.items()}
 
-    every = [match for found in matches.values() for match in found]
+    every = [match for name in graphs for match in matches[name]]
     as_they_are = {match.tensor for match in every if not match.transposed}
     transposed = frozenset(match.tensor for match in every) - as_they_are
     path = folder / FILE

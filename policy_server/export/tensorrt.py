@@ -213,6 +213,9 @@ def _measure(
 class _Recorder:
     """An engine that remembers the last inputs of every graph."""
 
+    differentiable = False
+    most_runs = 1
+
     def __init__(self, engine: TensorRTEngine) -> None:
         self.name, self.precision = engine.name, engine.precision
         self.calls: dict[str, Tensors] = {}

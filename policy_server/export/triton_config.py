@@ -140,6 +140,7 @@ def entry_config(bundle: Bundle, layout: Layout, outputs: Mapping[str, Iterable[
         graphs="models" if layout.apart else "inside",
         engine=layout.target.engine,
         threads=str(layout.threads),
+        gradients="false" if layout.apart or not bundle.gradients() else "true",
         **{f"outputs_{graph}": ",".join(names) for graph, names in outputs.items()},
     )
     # Where graphs are apart, the first request replays the golden case, and a warm-up that fails crashes some servers.

@@ -1,5 +1,7 @@
 """The gateway: one ASGI application over the loaded policies."""
 
+from collections.abc import Awaitable, Callable
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
@@ -12,10 +14,12 @@ from policy_server import __version__
 from policy_server.catalog import Catalog, ServedPolicy
 from policy_server.errors import MalformedMessage, PolicyServerError, Unavailable
 from policy_server.gateway.admin import make_admin_router
-from policy_server.gateway.auth import ApiKeys
+from policy_server.gateway.auth import ApiKeys, tenant_of
 from policy_server.gateway.http import make_router
 from policy_server.gateway.openpi import serve_openpi
 from policy_server.gateway.report import describe
+from policy_server.gateway.stream.door import serve_stream
+from policy_server.gateway.stream.sessions import StreamSessions
 from policy_server.gateway.traffic import Traffic
 from policy_server.settings import Settings
 
@@ -24,6 +28,7 @@ Observations in, chunks of future actions out.
 
 * `GET /v1/policies` lists what is served; `GET /v1/policies/{name}` says what one needs, with units and an example.
 * `POST /v1/policies/{name}/act` answers one observation, in JSON or msgpack.
+* `ws://.../v1/policies/{name}/stream` takes observations at any rate, and sends chunks that go on from one another.
 * `ws://.../` and `ws://.../v1/policies/{name}/openpi` speak the openpi websocket protocol: its clients work unmodified.
 """
 
@@ -37,8 +42,19 @@ def create_app(catalog: Catalog, settings: Settings, traffic: Traffic) -> FastAP
     app.include_router(make_router(catalog, traffic, settings.max_message_bytes))
     app.include_router(make_admin_router(catalog, settings))
 
-    door = _OpenpiDoor(catalog, traffic)
-    app.router.routes += [WebSocketRoute("/v1/policies/{name}/openpi", door), WebSocketRoute("/{path:path}", door)]
+    streams = StreamSessions(traffic, grace_s=settings.stream_grace_s, capacity=settings.stream_capacity)
+
+    async def openpi(receive: Receive, send: Send, policy: ServedPolicy, tenant: str) -> None:
+        await serve_openpi(receive, send, policy, traffic, tenant)
+
+    async def stream(receive: Receive, send: Send, policy: ServedPolicy, tenant: str) -> None:
+        await serve_stream(receive, send, policy, streams, tenant, settings.max_message_bytes)
+
+    app.router.routes += [
+        WebSocketRoute("/v1/policies/{name}/openpi", _Door(catalog, openpi)),
+        WebSocketRoute("/v1/policies/{name}/stream", _Door(catalog, stream)),
+        WebSocketRoute("/{path:path}", _Door(catalog, openpi)),
+    ]
 
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(PolicyServerError)
@@ -50,12 +66,15 @@ def create_app(catalog: Catalog, settings: Settings, traffic: Traffic) -> FastAP
     return app
 
 
-class _OpenpiDoor:
+Protocol = Callable[[Receive, Send, ServedPolicy, str], Awaitable[None]]
+
+
+class _Door:
     """The ASGI application behind every websocket: finds the policy, then lets its protocol speak."""
 
-    def __init__(self, catalog: Catalog, traffic: Traffic) -> None:
+    def __init__(self, catalog: Catalog, protocol: Protocol) -> None:
         self._catalog = catalog
-        self._traffic = traffic
+        self._protocol = protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -63,7 +82,7 @@ class _OpenpiDoor:
         except (PolicyServerError, HTTPException) as error:
             await _error_response(error)(scope, receive, send)
             return
-        await serve_openpi(receive, send, policy, self._traffic)
+        await self._protocol(receive, send, policy, tenant_of(scope))
 
     def _policy(self, parameters: dict[str, str]) -> ServedPolicy:
         # openpi's server takes any path, and some robots send one; but a misspelt policy must not get another one.

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 import hmac
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policy_server.errors import Unauthorized
 
+_TENANT = "policy_server.tenant"
 # Probes of orchestrators carry no keys, and learn nothing here.
 _OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
@@ -27,6 +29,8 @@ class ApiKeys:
         # A websocket to the same path is no probe: every path leads to a policy.
         is_probe = scope["type"] == "http" and scope["path"] in _OPEN_PATHS
         if scope["type"] == "lifespan" or is_probe or admits(Headers(scope=scope), self._keys):
+            if scope["type"] != "lifespan":
+                scope[_TENANT] = hashlib.sha256(_credential(Headers(scope=scope))).hexdigest()[:12]
             await self._app(scope, receive, send)
             return
         error = Unauthorized()
@@ -40,15 +44,25 @@ class ApiKeys:
 
 def admits(headers: Headers, keys: Sequence[str]) -> bool:
     """Return whether a request with these headers brings one of `keys`."""
-    scheme, _, credential = headers.get("authorization", "").partition(" ")
-    got = credential.strip().encode()
-    if scheme.lower() == "basic":
-        got = _password(got)
-    elif scheme.lower() not in ("api-key", "bearer"):
-        return False
+    got = _credential(headers)
     # Every key is compared, and in constant time: how long a refusal takes tells nothing about any key.
     matches = [hmac.compare_digest(got, key.encode()) for key in keys]
     return any(matches)
+
+
+def tenant_of(scope: Scope) -> str:
+    """Return who pays for a request: its key, without saying which; without keys, the address that it comes from."""
+    tenant: str | None = scope.get(_TENANT)
+    return tenant or (scope.get("client") or ("",))[0]
+
+
+def _credential(headers: Headers) -> bytes:
+    """Return the key that a request brings, empty for none."""
+    scheme, _, credential = headers.get("authorization", "").partition(" ")
+    got = credential.strip().encode()
+    if scheme.lower() == "basic":
+        return _password(got)
+    return got if scheme.lower() in ("api-key", "bearer") else b""
 
 
 def _password(credential: bytes) -> bytes:

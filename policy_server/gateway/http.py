@@ -14,9 +14,11 @@ from policy_client.codec import DecodeError, pack, unpack
 from policy_models.spec import PolicySpec
 from policy_server.catalog import Catalog, ServedPolicy
 from policy_server.errors import MalformedMessage, MessageTooBig
+from policy_server.gateway.auth import tenant_of
 from policy_server.gateway.json_arrays import from_json, to_json
 from policy_server.gateway.traffic import Traffic
 from policy_server.runtime.options import RequestOptions, read_options
+from policy_server.runtime.request import Request as RuntimeRequest
 
 _MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 _BODY_S = 30.0
@@ -135,7 +137,9 @@ def make_router(catalog: Catalog, traffic: Traffic, max_message_bytes: int) -> A
             runtime = policy.runtime
             session = runtime.sessions.get(body.session) if body.session else runtime.begin_session()
             options = read_options(body.options)
-            chunk = await runtime.act(session, body.observation, options)
+            chunk = await runtime.act(
+                session, RuntimeRequest(body.observation, options, tenant=tenant_of(request.scope))
+            )
         reply = {
             "actions": chunk.actions if in_msgpack else chunk.actions.tolist(),
             "step_s": chunk.step_s,
@@ -143,7 +147,7 @@ def make_router(catalog: Catalog, traffic: Traffic, max_message_bytes: int) -> A
             "version": chunk.version,
             "engine": chunk.engine,
             "seed": chunk.seed,
-            "clamped": chunk.clamped,
+            "clamped": chunk.guard.clamped,
             "infer_ms": chunk.infer_ms,
         }
         return Response(pack(reply), media_type=_MSGPACK[0]) if in_msgpack else JSONResponse(reply)

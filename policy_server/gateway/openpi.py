@@ -17,6 +17,7 @@ from policy_server.gateway.report import describe
 from policy_server.gateway.traffic import Traffic
 from policy_server.runtime.options import read_options
 from policy_server.runtime.policy import PolicyRuntime
+from policy_server.runtime.request import Request
 from policy_server.runtime.session import Session
 
 logger = logging.getLogger(__name__)
@@ -24,11 +25,11 @@ logger = logging.getLogger(__name__)
 _RESET_DONE = "reset successful"  # RoboArena's server says it so
 
 
-async def serve_openpi(receive: Receive, send: Send, policy: ServedPolicy, traffic: Traffic) -> None:
+async def serve_openpi(receive: Receive, send: Send, policy: ServedPolicy, traffic: Traffic, tenant: str) -> None:
     """Serve one robot until it leaves, over the ASGI messages of its websocket."""
     await receive()  # the robot asks to be let in
     await send({"type": "websocket.accept"})
-    connection = _Connection(policy.runtime)
+    connection = _Connection(policy.runtime, tenant)
     try:
         await _send(send, pack(policy.bundle.manifest.metadata or _description(policy)))
         while (message := await receive())["type"] == "websocket.receive":
@@ -53,8 +54,9 @@ async def _send(send: Send, frame: bytes | str) -> None:
 class _Connection:
     """One robot's side of the conversation, without its socket."""
 
-    def __init__(self, runtime: PolicyRuntime) -> None:
+    def __init__(self, runtime: PolicyRuntime, tenant: str) -> None:
         self._runtime = runtime
+        self._tenant = tenant
         self._session: Session = runtime.begin_session()
         self._episode: str | None = None
         self._received_at_s = 0.0
@@ -72,7 +74,7 @@ class _Connection:
             self._session.reset()
             return _RESET_DONE
         options = read_options(observation.pop("options", None))
-        chunk = await self._runtime.act(self._session, observation, options)
+        chunk = await self._runtime.act(self._session, Request(observation, options, tenant=self._tenant))
 
         server_timing = {"infer_ms": 1e3 * (time.monotonic() - self._received_at_s)}
         if self._previous_total_ms is not None:
@@ -88,7 +90,7 @@ class _Connection:
                 "engine": chunk.engine,
                 "step_s": chunk.step_s,
                 "seed": chunk.seed,
-                "clamped": chunk.clamped,
+                "clamped": chunk.guard.clamped,
             }
         )
 

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policy_server.runtime.continuity import Joint
+from policy_server.runtime.guard import GuardReport
+
 
 @dataclass(frozen=True)
 class ActionChunk:
@@ -13,8 +16,10 @@ class ActionChunk:
         actions: (H, A) float32, in the robot's own units.
         step_s: Time between consecutive actions.
         seed: What the random draws were seeded with.
-        clamped: How many numbers the guard moved to their limit.
+        guard: What the guard did to it.
         infer_ms: Inference, with the wait for its turn.
+        joint: How it goes on from the chunk before.
+        radius: Of smoothing, see `smoothing.Smoothed`; None for a chunk that is not smoothed.
         engine: Name of what computed it.
         version: The publisher's version of the policy that answered.
     """
@@ -22,7 +27,9 @@ class ActionChunk:
     actions: np.ndarray
     step_s: float
     seed: int
-    clamped: int
+    guard: GuardReport
     infer_ms: float
     engine: str
     version: str
+    joint: Joint
+    radius: float | None = None

@@ -11,6 +11,14 @@ class Inference(Protocol):
     """Answers the observations of one version of a policy, for many sessions at once. Used on the event loop."""
 
     @property
+    def differentiable(self) -> bool:
+        """Whether continuations may ask for gradients."""
+
+    @property
+    def capacity_hz(self) -> float:
+        """How many chunks a second it can answer, as far as was measured."""
+
+    @property
     def reachable(self) -> bool:
         """Whether it can answer now, as far as is known."""
 
@@ -18,9 +26,9 @@ class Inference(Protocol):
         """Return the memory of a session that has seen nothing; see `Program.begin`."""
 
     async def infer(
-        self, observation: Observation, memory: Tensors, options: SamplingOptions, deadline: Deadline
+        self, observation: Observation, memory: Tensors, options: SamplingOptions, deadline: Deadline, tenant: str
     ) -> Outcome:
-        """Answer one observation; cancelling this drops the work that is left.
+        """Answer one observation; cancelling this drops the work that is left. Tenants get equal shares.
 
         Raises:
             InvalidOption: The policy cannot be sampled like that.

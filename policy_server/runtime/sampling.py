@@ -1,11 +1,12 @@
 """Drives programs' dialogues with an engine to their end: one alone, or several that share its batches."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 
 from policy_models.program import Dialogue, GraphCall, Outcome, UnsuitableGoal, UnsuitableOptions
-from policy_server.engine.base import Engine, Tensors
+from policy_server.engine.base import DifferentiableEngine, Engine, Tensors
 from policy_server.errors import Abandoned, InvalidOption, UnusableGoal
 from policy_server.runtime.deadline import Deadline
 
@@ -44,7 +45,7 @@ def resume(dialogue: Dialogue, call: GraphCall, engine: Engine, deadline: Deadli
         while True:
             if deadline is not None:
                 deadline.check()
-            call = dialogue.send(engine.run(call.graph, call.inputs))
+            call = dialogue.send(answer(call, engine))
     except StopIteration as finished:
         outcome: Outcome = finished.value
         return outcome
@@ -67,11 +68,11 @@ def drive_together(
     results: dict[int, Outcome | Exception] = {}
     waiting: dict[int, GraphCall] = {}
 
-    def advance(place: int, answer: Tensors | None) -> None:
+    def advance(place: int, reply: Tensors | None) -> None:
         waiting.pop(place, None)
         try:
             dialogue = dialogues[place]
-            waiting[place] = begin(dialogue) if answer is None else dialogue.send(answer)
+            waiting[place] = begin(dialogue) if reply is None else dialogue.send(reply)
         except StopIteration as finished:
             results[place] = finished.value
         except Exception as error:  # one robot's error is no other's
@@ -86,14 +87,14 @@ def drive_together(
             del waiting[place]
         for places in _alike(waiting).values():
             try:
-                answers = _run([waiting[place] for place in places], engine)
+                answers = run_together([waiting[place] for place in places], engine)
             except Exception as error:
                 results.update(dict.fromkeys(places, error))
                 for place in places:
                     del waiting[place]
                 continue
-            for place, answer in zip(places, answers, strict=True):
-                advance(place, answer)
+            for place, reply in zip(places, answers, strict=True):
+                advance(place, reply)
     return [results[place] for place in range(len(dialogues))]
 
 
@@ -102,16 +103,31 @@ def _alike(waiting: dict[int, GraphCall]) -> dict[object, list[int]]:
     groups: dict[object, list[int]] = {}
     for place, call in waiting.items():
         shapes = tuple((name, array.shape[1:], array.dtype) for name, array in call.inputs.items())
-        groups.setdefault((call.graph, shapes), []).append(place)
+        groups.setdefault((call.graph, call.cotangent is None, shapes), []).append(place)
     return groups
 
 
-def _run(calls: Sequence[GraphCall], engine: Engine) -> list[Tensors]:
+def run_together(calls: Sequence[GraphCall], engine: Engine) -> list[Tensors]:
+    """Answer calls of the same graph and the same shapes with one run of the engine, in their order."""
     if len(calls) == 1:
-        return [engine.run(calls[0].graph, calls[0].inputs)]
+        return [answer(calls[0], engine)]
     together = {name: np.concatenate([call.inputs[name] for call in calls]) for name in calls[0].inputs}
-    outputs = engine.run(calls[0].graph, together)
-    rows = [len(next(iter(call.inputs.values()))) for call in calls]
-    borders = np.cumsum(rows)[:-1]
-    parts = {name: np.split(array, borders) for name, array in outputs.items()}
-    return [{name: part[i] for name, part in parts.items()} for i in range(len(calls))]
+    cotangents = [call.cotangent for call in calls if call.cotangent is not None]
+    outputs = answer(
+        GraphCall(calls[0].graph, together, cotangent=np.concatenate(cotangents) if cotangents else None), engine
+    )
+    parts: list[Tensors] = []
+    start = 0
+    for call in calls:
+        end = start + len(next(iter(call.inputs.values())))
+        parts.append({name: array[start:end] for name, array in outputs.items()})
+        start = end
+    return parts
+
+
+def answer(call: GraphCall, engine: Engine) -> Tensors:
+    """Answer one call."""
+    if call.cotangent is None:
+        return engine.run(call.graph, call.inputs)
+    assert engine.differentiable, "a program asks for gradients only where it is told that there are some"
+    return cast(DifferentiableEngine, engine).run_with_gradient(call.graph, call.inputs, call.cotangent)

@@ -6,13 +6,21 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from policy_models.program import Tensors
+from policy_server.runtime.track import Track
 from policy_server.runtime.version import Version
 
 
 class Session:
-    """What one robot's episode has left behind so far, on the version of the policy that it began with."""
+    """What one robot's episode has left behind so far, on the version of the policy that it began with.
+
+    Attributes:
+        lock: Held while an observation is answered.
+        track: The chunks that it was sent.
+        memory: What the policy remembers of the episode.
+    """
 
     def __init__(self, version: Version) -> None:
+        self.track = Track()
         self.lock = asyncio.Lock()  # requests of one session are answered one after the other
         self.used_at_s = time.monotonic()
         self._join(version)
@@ -32,6 +40,7 @@ class Session:
     def reset(self) -> None:
         """Begin a new episode."""
         self.memory = self._beginning
+        self.track.clear()
 
     def _join(self, version: Version) -> None:
         self.version = version

@@ -24,14 +24,21 @@ class Version:
     """
 
     def __init__(
-        self, name: str, label: str, spec: PolicySpec, inference: Inference, *, engine: str, ignore_unknown: bool
+        self,
+        label: str,
+        spec: PolicySpec,
+        inference: Inference,
+        *,
+        engine: str,
+        guard: Guard,
+        ignore_unknown: bool = False,
     ) -> None:
         self.label = label
         self.engine = engine
         self.spec = spec
         self.inference = inference
         self.inputs = describe_inputs(spec)
-        self.guard = Guard(name, spec.action)
+        self.guard = guard
         self.sessions: WeakSet[Session] = WeakSet()
         self._reader = ObservationReader(spec, ignore_unknown=ignore_unknown)
 

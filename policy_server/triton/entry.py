@@ -5,7 +5,7 @@ their denoising levels side by side and share the batches of every graph.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from policy_server.engine.base import ENGINES, Engine
 from policy_server.errors import ClientError, PolicyServerError
 from policy_server.golden import GoldenCase, check_golden
 from policy_server.runtime.observation import ObservationReader
-from policy_server.runtime.options import read_options
+from policy_server.runtime.options import RequestOptions, read_options
 from policy_server.runtime.sampling import drive_together
 from policy_server.triton.graph_models import GraphModels
 
@@ -85,20 +85,22 @@ class TritonPythonModel:
     def _begin(self, request: Any) -> list[Dialogue] | Exception:
         """Return a dialogue for every row of a request, or what is wrong with it."""
         try:
-            options = read_options(json.loads(request.parameters() or "{}"))
+            asked = json.loads(request.parameters() or "{}")
+            options = read_options({name: value for name, value in asked.items() if name not in kserve.PULL})
             tensors = {
                 name: tensor.as_numpy()
                 for name in self._inputs
                 if (tensor := pb_utils.get_input_tensor_by_name(request, name)) is not None
             }
-            return [self._dialogue(tensors, row, options.sampling(row)) for row in range(_rows(tensors))]
+            return [self._dialogue(tensors, row, options, asked) for row in range(_rows(tensors))]
         except Exception as error:
             return error
 
-    def _dialogue(self, tensors: Tensors, row: int, sampling: Any) -> Dialogue:
+    def _dialogue(self, tensors: Tensors, row: int, options: RequestOptions, asked: Mapping[str, Any]) -> Dialogue:
         observation = self._reader.read(kserve.unpack_request(tensors, row))
         memory = kserve.unpack_memory(tensors, row, self._beginning)
-        return self._program.infer(observation, memory, sampling)
+        chunk = kserve.unpack_continuation(tensors, row, asked, gradients=self._engine.differentiable)
+        return self._program.infer(observation, memory, options.sampling(row, chunk))
 
     def _reply(self, outcomes: Sequence[Outcome | Exception]) -> Any:
         rows = []

@@ -12,6 +12,8 @@ class GraphModels:
     """Asks the models `<policy>@<graph>`, of the same version as the policy's, through Triton itself."""
 
     name = "models"
+    differentiable = False
+    most_runs = 1
 
     def __init__(self, policy: str, version: str, settings: Mapping[str, str]) -> None:
         self.precision = settings["precision"]

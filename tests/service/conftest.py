@@ -51,6 +51,7 @@ def slow_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
         manifest,
         normalizer=tiny_bundle.new_program().normalizer,
         weights=make_denoiser(config).state_dict(),
+        gradients=False,
     )
 
 

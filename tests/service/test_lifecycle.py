@@ -162,7 +162,8 @@ def test_a_stopping_server_finishes_what_it_took_and_takes_nothing_new(launch: L
     assert latecomer.refusal().code == "draining"
 
     chunks = [robot.receive()["actions"] for robot in robots]
-    assert all((chunk == chunks[0]).all() for chunk in chunks)
+    for chunk in chunks:  # rounding may differ with the number of robots that share a run
+        np.testing.assert_allclose(chunk, chunks[0], atol=1e-5)
     assert server.process.wait(15) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/healthz")

@@ -40,14 +40,14 @@ def _wire(observation) -> dict[str, object]:
 def test_a_policy_gives_the_chunks_that_it_gives_in_this_process(gateway: RunningServer, name: str, options) -> None:
     bundle = load_bundle(ZOO / name)
     engine, program = ENGINES["onnx"].make(bundle, 1), bundle.new_program()
-    guard, memory, draw = Guard(name, bundle.spec.action), program.begin(), np.random.default_rng(5)
+    guard, memory, draw = Guard(name, bundle.spec), program.begin(), np.random.default_rng(5)
     with Robot(gateway, _path(name)) as robot:
         for seed in range(6):  # longer than any window
             observation = draw_observation(bundle.spec, draw)
             outcome = drive(program.infer(observation, memory, SamplingOptions(seed, **options)), engine)
             memory = outcome.memory
             reply = robot.ask(_wire(observation), options={"seed": seed, **options})
-            wanted, _ = guard.check(outcome.actions)
+            wanted = guard.check(outcome.actions).actions
             np.testing.assert_allclose(reply["actions"], wanted, atol=1e-5)
             assert reply["engine"] == "triton"
 
@@ -60,6 +60,21 @@ def test_graphs_that_are_models_of_their_own_give_the_same_chunks(
         for seed in range(5):
             observation = {"state": STATE * seed, "goal": TINY["goal"]}
             np.testing.assert_allclose(apart.actions(observation, seed), here.actions(observation, seed), atol=1e-5)
+
+
+@pytest.mark.parametrize("continuity", ["rtc", {"mode": "warm", "steps": 2}, "ensemble"])
+def test_chunks_go_on_from_one_another_as_they_do_in_this_process(
+    gateway: RunningServer, server: RunningServer, continuity
+) -> None:
+    with Robot(gateway, _path("tiny")) as there, Robot(server, _path("tiny")) as here:
+        chunks = []
+        for seed in range(4):
+            observation = {"state": STATE * (1 + seed), "goal": TINY["goal"]}
+            options = {"seed": seed, "continuity": continuity, "captured_ms": 50.0 * seed, "delay_ms": 60.0}
+            chunks.append(here.ask(observation, options=options)["actions"])
+            np.testing.assert_allclose(there.ask(observation, options=options)["actions"], chunks[-1], atol=1e-4)
+        alone = here.actions({"state": STATE * 4, "goal": TINY["goal"]}, seed=3)
+    assert np.abs(chunks[3] - alone).max() > 1e-2, "the chunk before made no difference"
 
 
 def test_thirty_two_robots_at_once_each_have_their_own_episode(gateway: RunningServer, server: RunningServer) -> None:

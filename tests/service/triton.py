@@ -118,7 +118,7 @@ def successor(bundle: Bundle, path: Path, *, speed: float = 0.5) -> Bundle:
     )
     manifest = replace(bundle.manifest, version=str(int(bundle.manifest.version) + 1), files={})
     scaled: Normalizer = replace(normalizer, action=slower)
-    return write_bundle(path, manifest, normalizer=scaled, weights=load_weights(bundle.weights))
+    return write_bundle(path, manifest, normalizer=scaled, weights=load_weights(bundle.weights), gradients=False)
 
 
 def spoiled(bundle: Bundle, path: Path) -> Bundle:

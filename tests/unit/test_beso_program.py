@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from policy_models.program import GraphCall, Outcome, UnsuitableOptions
-from policy_models.spec import Observation, SamplerSpec, SamplingOptions
+from policy_models.spec import Continuation, Observation, SamplerSpec, SamplingOptions
 from policy_server.bundle import Bundle
 
 STATE, GOAL = np.float32([0.1, 0.2, 0.3, 0.4]), np.float32([[1, 2, 3, 4]])
@@ -30,6 +30,20 @@ def test_a_seed_decides_the_chunk(tiny_bundle: Bundle) -> None:
     first, again, other = (_play(program, program.begin(), SamplingOptions(seed))[1].actions for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_a_continuation_decides_how_much_of_the_first_noise_there_is(tiny_bundle: Bundle) -> None:
+    program = tiny_bundle.new_program()
+    horizon, width = tiny_bundle.spec.horizon, tiny_bundle.spec.action.width
+    free = np.zeros((horizon, width), np.float32), np.zeros(horizon, np.float32)
+
+    def first_x(noise: float) -> np.ndarray:
+        continuation = Continuation(*free, strength=0.0, noise=noise)
+        calls, _ = _play(program, program.begin(), SamplingOptions(1, continuation=continuation))
+        return calls[0].inputs["noisy"]
+
+    np.testing.assert_allclose(first_x(0.5), 0.5 * first_x(1.0))
+    assert not first_x(0.0).any()
 
 
 @pytest.mark.parametrize(("guidance", "rows"), [(0.0, 1), (1.0, 1), (1.5, 2)])

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import yaml
 
+from policy_models.spec import Box, MotionLimits
 from policy_server.bundle import MANIFEST, Bundle, digest, find_bundles, load_bundle
 from policy_server.catalog import load_engine
 from policy_server.errors import BundleCorrupt, BundleInvalid, EngineUnavailable, GoldenDrift
@@ -36,6 +37,13 @@ def test_a_bundle_reads_as_it_was_written(tiny_bundle: Bundle) -> None:
     assert again.spec.action.names == ("fx", "fy")
     assert again.config == tiny_bundle.config
     assert list(again.graphs()) == ["denoise"]
+
+
+def test_limits_of_motion_are_read_from_the_manifest(copy: Path) -> None:
+    box = {"names": ["fy"], "low": [-0.5], "high": [0.5]}
+    _edit(copy, lambda m: m["spec"].update(motion={"velocity": [1.0, None], "workspace": box}))
+    motion = load_bundle(copy).spec.motion
+    assert motion == MotionLimits(velocity=(1.0, None), workspace=Box(("fy",), (-0.5,), (0.5,)))
 
 
 def test_the_exported_graph_has_a_dynamic_batch_and_shares_its_weights_with_torch(tiny_bundle: Bundle) -> None:
@@ -68,6 +76,8 @@ def test_one_changed_byte_is_found(copy: Path, name: str) -> None:
         (lambda m: m.pop("spec"), "spec: Field required"),
         (lambda m: m["spec"].update(horizon=0), "must be positive"),
         (lambda m: m["spec"]["action"].update(units=["N"]), "units has 1 entries for 2 names"),
+        (lambda m: m["spec"].update(motion={"velocity": [1.0]}), "motion.velocity has 1 entries for 2 action names"),
+        (lambda m: m["spec"].update(motion={"speed": [1.0, 1.0]}), "spec.motion.speed"),
         (lambda m: m["spec"].update(horizon=5), "horizon is 5, but the network has 4"),
         (lambda m: m["spec"]["sampler"].update(sampler="magic"), "sampler 'magic'"),
         (lambda m: m["spec"]["sampler"].update(sigma_min=2.0), "sigma_min"),

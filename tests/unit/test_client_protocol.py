@@ -30,9 +30,15 @@ def test_numpy_numbers_among_the_options_are_sent_as_plain_ones():
     assert request == pack({"options": {"seed": 7, "guidance": 1.5}})
 
 
+def test_a_request_says_how_its_chunk_goes_on_from_the_one_before_and_when_it_is_played():
+    options = {"continuity": {"mode": "rtc", "overlap": 2}, "captured_ms": 0.0, "delay_ms": np.float32(200)}
+    request = PolicyProtocol().infer_request({}, {**options, "smoothing": {"sigma": 0.1}})
+    assert unpack(request) == {"options": {**options, "delay_ms": 200.0, "smoothing": {"sigma": 0.1}}}
+
+
 def test_requests_that_make_no_sense_are_refused():
     protocol = PolicyProtocol()
-    with pytest.raises(TypeError, match=r"unknown options \['step'\], expected \['budget_ms', 'guidance'"):
+    with pytest.raises(TypeError, match=r"unknown options \['step'\], expected \['budget_ms', 'captured_ms'"):
         protocol.infer_request({}, {"step": 4})
     with pytest.raises(ValueError, match="a key 'options', which is reserved"):
         protocol.infer_request({"options": {}}, {"steps": 4})

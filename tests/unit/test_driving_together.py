@@ -15,6 +15,8 @@ class Doubling:
     """Doubles every row, and notes how many rows each run had."""
 
     name, precision = "doubling", "f32"
+    differentiable = False
+    most_runs = 1
 
     def __init__(self) -> None:
         self.rows = []

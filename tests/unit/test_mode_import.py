@@ -31,7 +31,17 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(published: Path, output: Path, *more: str) -> list[str]:
     vocabulary = published / "bpe_simple_vocab_16e6.txt.gz"
-    return ["import", "mode", str(published), "--vocabulary", str(vocabulary), "-o", str(output), *more]
+    return [
+        "import",
+        "mode",
+        str(published),
+        "--vocabulary",
+        str(vocabulary),
+        "-o",
+        str(output),
+        "--no-gradients",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")

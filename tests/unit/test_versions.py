@@ -8,8 +8,9 @@ import numpy as np
 
 from policy_models.program import GraphCall, Outcome
 from policy_models.spec import PolicySpec, VectorSpec
-from policy_server.runtime.options import read_options
+from policy_server.runtime.guard import Guard
 from policy_server.runtime.policy import PolicyRuntime
+from policy_server.runtime.request import Request
 from policy_server.runtime.scheduler import Scheduler
 from policy_server.runtime.version import Version
 
@@ -21,6 +22,8 @@ class Engine:
     """Answers after a while, and says when it was closed."""
 
     name, precision = "test", "f32"
+    differentiable = False
+    most_runs = 1
 
     def __init__(self) -> None:
         self._closed = threading.Event()
@@ -62,11 +65,11 @@ class Program:
 def _version(number: int, remembers: bool) -> tuple[Version, Engine]:
     engine = Engine()
     scheduler = Scheduler("test", Program(number, remembers), engine)
-    return Version("test", str(number), SPEC, scheduler, engine="test", ignore_unknown=False), engine
+    return Version(str(number), SPEC, scheduler, engine="test", guard=Guard("test", SPEC)), engine
 
 
 async def _ask(runtime: PolicyRuntime, session) -> str:
-    chunk = await runtime.act(session, STATE, read_options(None))
+    chunk = await runtime.act(session, Request(STATE))
     assert chunk.actions[0, 0] == float(chunk.version)
     return chunk.version
 

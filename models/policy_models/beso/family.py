@@ -64,5 +64,6 @@ def make_graphs(spec: PolicySpec, config: BesoConfig, weights: "Mapping[str, Ten
                 "goal": draw(2, config.goal_length, config.state_width),
             },
             outputs=("denoised",),
+            differentiated=fused(denoise),
         )
     }

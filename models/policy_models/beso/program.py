@@ -6,12 +6,13 @@ from functools import lru_cache
 import numpy as np
 
 from policy_models.beso.config import BesoConfig
-from policy_models.diffusion.guidance import combine, guided_goals
-from policy_models.diffusion.samplers import SAMPLERS
+from policy_models.diffusion.continuity import SPREAD, Pull
+from policy_models.diffusion.denoising import denoise, is_warm, levels_left, noise_part
+from policy_models.diffusion.guidance import guided_goals
 from policy_models.diffusion.schedules import SCHEDULES, NoiseLevels, Sigmas
 from policy_models.normalizer import Normalizer
 from policy_models.program import Dialogue, GraphCall, Outcome, Tensors, UnsuitableOptions
-from policy_models.spec import Observation, PolicySpec, SamplingOptions
+from policy_models.spec import Continuation, Observation, PolicySpec, SamplingOptions
 
 
 @lru_cache(maxsize=256)
@@ -77,7 +78,9 @@ class BesoProgram:
         options: SamplingOptions,
     ) -> Generator[GraphCall, Tensors, np.ndarray]:
         rng = np.random.default_rng(options.seed)
-        sigmas = _sigmas(self.sampler.schedule, options.steps or self.sampler.steps, self.levels)
+        sigmas = levels_left(
+            _sigmas(self.sampler.schedule, options.steps or self.sampler.steps, self.levels), options.continuation
+        )
         filled = len(actions) + self.config.horizon
 
         # The sequence is causal, so a window that is not yet full is padded at its end, where nothing that matters can
@@ -88,9 +91,8 @@ class BesoProgram:
             return rows
 
         x = np.zeros((1, self.config.action_tokens, self.config.action_width), dtype=np.float32)
-        x[:, len(actions) : filled] = (
-            rng.standard_normal((self.config.horizon, self.config.action_width), dtype=np.float32) * sigmas[0]
-        )
+        drawn = rng.standard_normal((self.config.horizon, self.config.action_width), dtype=np.float32)
+        x[:, len(actions) : filled] = drawn * (sigmas[0] * noise_part(options.continuation))
         if actions:
             # Upstream gives clean past actions as if they were at sigma_max and lets the sampler overwrite them.
             x[:, : len(actions)] = np.stack(actions)
@@ -102,23 +104,28 @@ class BesoProgram:
             goal, guidance = np.zeros((self.config.goal_length, self.config.state_width), dtype=np.float32), 0.0
         goals = guided_goals(goal, guidance)
         rows = len(goals)
-        steps = SAMPLERS[options.sampler or self.sampler.sampler](x, sigmas, noise)
-        question = next(steps)
-        while True:
-            noisy, sigma = question
-            outputs = yield GraphCall(
-                "denoise",
-                {
-                    "noisy": np.repeat(noisy, rows, axis=0),
-                    "sigma": np.full(rows, sigma, dtype=np.float32),
-                    "states": np.repeat(window, rows, axis=0),
-                    "goal": goals,
-                },
+        windows = np.repeat(window, rows, axis=0)
+
+        def ask(noisy: np.ndarray, sigma: float) -> GraphCall:
+            level = np.full(rows, sigma, dtype=np.float32)
+            return GraphCall(
+                "denoise", {"noisy": np.repeat(noisy, rows, axis=0), "sigma": level, "states": windows, "goal": goals}
             )
-            try:
-                question = steps.send(combine(outputs["denoised"], guidance))
-            except StopIteration as finished:
-                return finished.value
+
+        pull = None
+        if options.continuation is not None:
+            pull = self._pull(options.continuation, first=len(actions))
+            x = x + pull.plan if is_warm(options.continuation) else x
+        sampler = options.sampler or self.sampler.sampler
+        return (yield from denoise(x, sigmas, noise, sampler=sampler, guidance=guidance, ask=ask, pull=pull))
+
+    def _pull(self, continuation: Continuation, *, first: int) -> Pull:
+        rows = slice(first, first + self.config.horizon)
+        plan = np.zeros((1, self.config.action_tokens, self.config.action_width), dtype=np.float32)
+        plan[0, rows] = self.normalizer.normalize_action(continuation.actions)
+        weights = np.zeros((1, self.config.action_tokens, 1), dtype=np.float32)
+        weights[0, rows, 0] = continuation.weights
+        return Pull(plan, weights, continuation.strength, SPREAD * self.config.sigma_data, continuation.gradients)
 
     def _goal(self, observation: Observation) -> np.ndarray | None:
         if not isinstance(observation.goal, np.ndarray):

@@ -22,3 +22,10 @@ def combine(denoised: np.ndarray, guidance: float) -> np.ndarray:
         return denoised
     conditional, goal_free = denoised[:1], denoised[1:]
     return goal_free + guidance * (conditional - goal_free)
+
+
+def shares(guidance: float) -> np.ndarray:
+    """Return how much each row of `guided_goals` adds to what `combine` returns, (rows,)."""
+    if guidance in (0, 1):
+        return np.ones(1, dtype=np.float32)
+    return np.array((guidance, 1 - guidance), dtype=np.float32)

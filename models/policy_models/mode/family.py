@@ -60,7 +60,7 @@ def make_graphs(spec: PolicySpec, config: ModeConfig, weights: "Mapping[str, Ten
     import torch
 
     from policy_models.mode.assembly import ModeNetworks
-    from policy_models.mode.network import SteeredDenoiser, branching
+    from policy_models.mode.network import SteeredDenoiser, branching, dense
     from policy_models.mode.vision import settled
 
     networks = ModeNetworks(config, [camera.name for camera in spec.cameras])
@@ -91,6 +91,7 @@ def make_graphs(spec: PolicySpec, config: ModeConfig, weights: "Mapping[str, Ten
             module=networks.denoiser,
             exported=branching(networks.denoiser),
             steered=SteeredDenoiser(networks.denoiser),
+            differentiated=dense(networks.denoiser),
             inputs={
                 "noisy": draw(2, shape.horizon, shape.action_width),
                 "sigma": draw(2).abs() + 0.1,

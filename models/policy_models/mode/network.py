@@ -272,6 +272,15 @@ def branching(denoiser: Denoiser) -> Denoiser:
     return _with_experts(denoiser, BranchingExperts)
 
 
+def dense(denoiser: Denoiser) -> Denoiser:
+    """Return a copy that shares every weight with `denoiser` and has no branches: all rows go through all experts."""
+    copied = _with_experts(denoiser, ChosenExperts)
+    for block in _blocks(copied):
+        assert isinstance(block.experts, ChosenExperts)
+        block.experts.chosen = tuple(range(len(block.experts.experts)))
+    return copied
+
+
 class SteeredDenoiser(nn.Module):
     """A denoiser, sharing every weight with `denoiser`, that is told by its caller which experts to compute."""
 

@@ -8,14 +8,15 @@ from functools import lru_cache
 import numpy as np
 from tokenizers import Tokenizer
 
-from policy_models.diffusion.guidance import combine, guided_goals
-from policy_models.diffusion.samplers import SAMPLERS
+from policy_models.diffusion.continuity import SPREAD, Pull
+from policy_models.diffusion.denoising import denoise, is_warm, levels_left, noise_part
+from policy_models.diffusion.guidance import guided_goals
 from policy_models.diffusion.schedules import SCHEDULES, NoiseLevels, Sigmas
 from policy_models.mode.config import ModeConfig
 from policy_models.mode.routing import Routes, asked_levels
 from policy_models.normalizer import Normalizer
 from policy_models.program import Dialogue, GraphCall, Outcome, Tensors, UnsuitableGoal, UnsuitableOptions
-from policy_models.spec import Observation, PolicySpec, SamplingOptions
+from policy_models.spec import Continuation, Observation, PolicySpec, SamplingOptions
 
 # A sampler and a step count that some request asked for keep their routes; a released policy's take 20 kB.
 _PLANS = 64
@@ -74,7 +75,7 @@ class ModeProgram:
         self._plan = lru_cache(_PLANS)(self._make_plan)
         if not config.transformer.goal_routing:
             # What most requests ask for is settled before the first of them comes.
-            self._plan(self.sampler.sampler, self.sampler.steps)
+            self._plan(self.sampler.sampler, self.sampler.steps, self.sampler.steps)
 
     def begin(self) -> Tensors:
         """Return the memory of a session: none, since MoDE looks at the newest observation alone."""
@@ -83,7 +84,7 @@ class ModeProgram:
     def infer(self, observation: Observation, memory: Tensors, options: SamplingOptions) -> Dialogue:
         """Answer one observation."""
         sampler, steps = options.sampler or self.sampler.sampler, options.steps or self.sampler.steps
-        sigmas = self._schedule(steps)
+        sigmas = levels_left(self._schedule(steps), options.continuation)
         guidance = self.sampler.guidance if options.guidance is None else options.guidance
 
         goal = yield from self._goal(observation)
@@ -98,7 +99,7 @@ class ModeProgram:
             levels = asked_levels(sampler, sigmas)
             routes = np.stack([self._routes.of(levels, row) for row in goals], axis=1)
         else:
-            routes = np.repeat(self._plan(sampler, steps), len(goals), axis=1)
+            routes = np.repeat(self._plan(sampler, steps, len(sigmas) - 1), len(goals), axis=1)
 
         shape = (1, self.spec.horizon, self.config.transformer.action_width)
         rng = np.random.default_rng(options.seed)
@@ -106,26 +107,19 @@ class ModeProgram:
         def noise() -> np.ndarray:
             return rng.standard_normal(shape, dtype=np.float32)
 
-        questions = SAMPLERS[sampler](noise() * np.float32(sigmas[0]), sigmas, noise)
-        x = None
-        question = next(questions)
-        for route in routes:
-            noisy, sigma = question
-            outputs = yield GraphCall(
-                "denoise",
-                {
-                    "noisy": np.repeat(noisy, len(goals), axis=0).astype(np.float32, copy=False),
-                    "sigma": np.full(len(goals), sigma, dtype=np.float32),
-                    "tokens": tokens,
-                    "goal": goals,
-                    "route": route,
-                },
-            )
-            try:
-                question = questions.send(combine(outputs["denoised"], guidance))
-            except StopIteration as finished:
-                x = finished.value
-        assert x is not None, "a route was settled for every question, and no more"
+        ways = iter(routes)
+
+        def ask(noisy: np.ndarray, sigma: float) -> GraphCall:
+            level = np.full(len(goals), sigma, dtype=np.float32)
+            noisy = np.repeat(noisy, len(goals), axis=0).astype(np.float32, copy=False)
+            inputs = {"noisy": noisy, "sigma": level, "tokens": tokens, "goal": goals, "route": next(ways)}
+            return GraphCall("denoise", inputs, way=sigma)
+
+        x, pull = noise() * np.float32(sigmas[0] * noise_part(options.continuation)), None
+        if options.continuation is not None:
+            pull = self._pull(options.continuation)
+            x = x + pull.plan if is_warm(options.continuation) else x
+        x = yield from denoise(x, sigmas, noise, sampler=sampler, guidance=guidance, ask=ask, pull=pull)
         return Outcome(self._in_robot_units(x[0]), memory)
 
     def _goal(self, observation: Observation) -> Generator[GraphCall, Tensors, np.ndarray]:
@@ -157,9 +151,19 @@ class ModeProgram:
         except ValueError as error:
             raise UnsuitableOptions(str(error)) from error
 
-    def _make_plan(self, sampler: str, steps: int) -> np.ndarray:
-        """Return the routes of every question that the sampler will ask, (questions, 1, blocks, E)."""
-        return self._routes.of(asked_levels(sampler, self._schedule(steps)))[:, None]
+    def _make_plan(self, sampler: str, steps: int, last: int) -> np.ndarray:
+        """Return the routes of every question in the last steps of the sampler, (questions, 1, blocks, E)."""
+        return self._routes.of(asked_levels(sampler, self._schedule(steps)[-1 - last :]))[:, None]
+
+    def _pull(self, continuation: Continuation) -> Pull:
+        plan = (
+            continuation.actions
+            if self._normalizer is None
+            else self._normalizer.normalize_action(continuation.actions)
+        )
+        spread = SPREAD * self.config.transformer.sigma_data
+        weights = continuation.weights[None, :, None]
+        return Pull(plan[None], weights, continuation.strength, spread, continuation.gradients)
 
     def _in_robot_units(self, actions: np.ndarray) -> np.ndarray:
         if self._normalizer is None:

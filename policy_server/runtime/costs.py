@@ -1,0 +1,188 @@
+"""What runs of graphs cost, as measured on this machine: what batches are decided by."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from threading import Thread
+
+import numpy as np
+
+from policy_models.program import DIFFERENTIATED, GraphCall
+from policy_server.engine.base import Engine
+from policy_server.runtime.sampling import answer
+
+ROWS = (1, 2, 4, 8, 16)
+MOST_ROWS = ROWS[-1]
+_RECENT = 16
+_REPEATS = 3
+# Several runs at once are worth their threads from here on, measured with so many rows and runs each.
+_WORTH_IT, _SHARED_ROWS, _SHARED_RUNS = 1.25, 4, 4
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What runs have in common that cost the same for the same number of rows.
+
+    Attributes:
+        graph: The graph's name, or that of its gradient.
+        mixed: Whether their calls go different ways.
+    """
+
+    graph: str
+    mixed: bool
+
+
+class _Table:
+    """What runs of one kind take, for every number of rows."""
+
+    def __init__(self) -> None:
+        self._recent_s: dict[int, deque[float]] = {}
+        self.takes_s = [0.0] * (MOST_ROWS + 1)
+        self.best_rows = list(range(MOST_ROWS + 1))
+
+    def note(self, rows: int, took_s: float) -> None:
+        """Remember a run."""
+        recent_s = self._recent_s.setdefault(rows, deque(maxlen=_RECENT))
+        before_s = min(recent_s, default=math.inf)
+        recent_s.append(took_s)
+        if min(recent_s) != before_s:
+            self._settle()
+
+    def _settle(self) -> None:
+        at = sorted(self._recent_s)
+        # The quickest of the last runs counts: the others were held up by whatever else the machine was doing.
+        quickest_s = np.maximum.accumulate([min(self._recent_s[rows]) for rows in at])
+        every = np.arange(MOST_ROWS + 1)
+        takes_s = np.interp(every, at, quickest_s)
+        takes_s[at[-1] + 1 :] = quickest_s[-1] * every[at[-1] + 1 :] / at[-1]
+        self.takes_s = takes_s.tolist()
+        best = 1
+        for rows in range(1, MOST_ROWS + 1):
+            if self.takes_s[rows] * best <= self.takes_s[best] * rows:
+                best = rows
+            self.best_rows[rows] = best
+
+
+class Costs:
+    """Seconds that a run takes, by kind and by rows. Measured before the first robot comes, and corrected ever after.
+
+    Attributes:
+        chunk: The calls of one chunk of one robot: the kind of run and the rows of each.
+        threads: How many runs may go on at once.
+        speedup: How many times as much they get done together as one alone.
+        measured_at_s: Monotonic time of the last run.
+    """
+
+    def __init__(self, chunk: Sequence[tuple[Kind, int]] = ()) -> None:
+        self.chunk = chunk
+        self.threads = 1
+        self.speedup = 1.0
+        self.measured_at_s = 0.0
+        self._tables: dict[Kind, _Table] = {}
+
+    def note(self, kind: Kind, rows: int, took_s: float) -> None:
+        """Remember what a run took."""
+        self._tables.setdefault(kind, _Table()).note(rows, took_s)
+        self.measured_at_s = time.monotonic()
+
+    def of_s(self, kind: Kind, rows: int) -> float:
+        """Return what a run takes, 0 if nothing is known.
+
+        Between numbers of rows that were measured it is a straight line, beyond the largest one proportional.
+        """
+        table = self._table(kind)
+        if table is None:
+            return 0.0
+        return table.takes_s[rows] if rows <= MOST_ROWS else table.takes_s[MOST_ROWS] * rows / MOST_ROWS
+
+    def best_rows(self, kind: Kind, available: int) -> int:
+        """Return how many of `available` rows one run should take: those that cost the least each, rather more."""
+        table = self._table(kind)
+        available = min(available, MOST_ROWS)
+        return table.best_rows[available] if table else available
+
+    def _table(self, kind: Kind) -> _Table | None:
+        return self._tables.get(kind) or self._tables.get(Kind(kind.graph, not kind.mixed))
+
+    def capacity_hz(self) -> float:
+        """Return how many chunks a second are possible, at the number of robots that share runs best."""
+        rates_hz = []
+        for robots in ROWS:
+            took_s = sum(self.of_s(kind, robots * rows) for kind, rows in self.chunk)
+            rates_hz.append(self.speedup * robots / took_s if took_s else math.inf)
+        return max(rates_hz)
+
+
+def measure(calls: Sequence[GraphCall], engine: Engine, clock: Callable[[], float] = time.perf_counter) -> Costs:
+    """Run each graph with every number of rows, which also warms it up; return what it took.
+
+    Args:
+        calls: The calls of one chunk, in their order.
+        engine: What is measured.
+        clock: Returns seconds.
+    """
+    costs = Costs([(Kind(name_of(call), mixed=False), rows_of(call)) for call in calls])
+    gradients = [replace(c, cotangent=c.inputs[DIFFERENTIATED]) for c in calls if DIFFERENTIATED in c.inputs]
+    for name, its_calls in _by_name([*calls, *(gradients if engine.differentiable else [])]).items():
+        ways = list({call.way: call for call in its_calls}.values())
+        for mixed, alike in ((False, ways[:1]), (True, ways))[: 2 if len(ways) > 1 else 1]:
+            for rows in ROWS[mixed:]:
+                call = _with_rows(alike, rows)
+                for _ in range(_REPEATS):
+                    started_at_s = clock()
+                    answer(call, engine)
+                    costs.note(Kind(name, mixed), rows, clock() - started_at_s)
+    if calls and engine.most_runs > 1:
+        costs.speedup = _speedup(calls[-1], engine, clock)
+        costs.threads = engine.most_runs if costs.speedup >= _WORTH_IT else 1
+        costs.speedup = costs.speedup if costs.threads > 1 else 1.0
+    return costs
+
+
+def _speedup(call: GraphCall, engine: Engine, clock: Callable[[], float]) -> float:
+    """Return how many times as many runs are done by `most_runs` threads as by one."""
+    shared = _with_rows([call], _SHARED_ROWS)
+
+    def run() -> None:
+        for _ in range(_SHARED_RUNS):
+            answer(shared, engine)
+
+    def took_s(threads: int) -> float:
+        workers = [Thread(target=run) for _ in range(threads)]
+        started_at_s = clock()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return clock() - started_at_s
+
+    together_s = min(took_s(engine.most_runs) for _ in range(_REPEATS))
+    alone_s = min(took_s(1) for _ in range(_REPEATS))
+    return engine.most_runs * alone_s / together_s
+
+
+def rows_of(call: GraphCall) -> int:
+    """Return how many rows a call has."""
+    return len(next(iter(call.inputs.values())))
+
+
+def name_of(call: GraphCall) -> str:
+    """Return what runs of such calls are called."""
+    return call.graph if call.cotangent is None else f"gradient of {call.graph}"
+
+
+def _by_name(calls: Sequence[GraphCall]) -> Mapping[str, list[GraphCall]]:
+    names: dict[str, list[GraphCall]] = {}
+    for call in calls:
+        names.setdefault(name_of(call), []).append(call)
+    return names
+
+
+def _with_rows(calls: Sequence[GraphCall], rows: int) -> GraphCall:
+    """Return a call with so many rows, taken from the first rows of `calls` in turn."""
+    picked = [calls[i % len(calls)] for i in range(rows)]
+    inputs = {name: np.concatenate([call.inputs[name][:1] for call in picked]) for name in calls[0].inputs}
+    cotangent = None if calls[0].cotangent is None else inputs[DIFFERENTIATED]
+    return GraphCall(calls[0].graph, inputs, cotangent=cotangent)
