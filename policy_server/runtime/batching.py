@@ -10,9 +10,6 @@ from typing import TypeVar
 from policy_models.program import GraphCall
 from policy_server.runtime.costs import Costs, Kind, name_of, rows_of
 
-# What a tenant had is forgotten with this time constant, and differences below `_ABOUT_S` are none.
-_LATELY_S, _ABOUT_S, _NOTHING_S = 1.0, 0.02, 1e-6
-
 
 @dataclass(eq=False)
 class Work:
@@ -53,42 +50,62 @@ WorkT = TypeVar("WorkT", bound=Work)
 
 
 class Shares:
-    """How much of the engine each tenant has had lately: seconds of its runs, by its part of their rows."""
+    """How much of the engine each tenant has had: start-time fair queueing (Goyal, Vin and Cheng 1996).
+
+    A tenant is charged for its part of the rows of each run. Whoever has had least goes first, and a tenant that comes,
+    or comes back, begins where the others are: it is owed nothing for the time that it was away, and owes nothing.
+    """
 
     def __init__(self) -> None:
+        self._present: Counter[str] = Counter()
         self._used_s: dict[str, float] = {}
-        self._at_s = 0.0
+        self._reached_s = 0.0  # what the tenant that was served last had had until then
 
-    def charge(self, batch: Sequence[Work], took_s: float, now_s: float) -> None:
-        """Charge the tenants of a run for what it took; what they had before counts ever less."""
-        left = math.exp(min(0.0, self._at_s - now_s) / _LATELY_S)
-        self._used_s = {tenant: left * used for tenant, used in self._used_s.items() if left * used > _NOTHING_S}
-        self._at_s = max(self._at_s, now_s)
+    def enter(self, tenant: str) -> None:
+        """Note that a tenant has one more thing to do."""
+        if not self._present[tenant]:
+            self._used_s[tenant] = max(self.used_s(tenant), self._reached_s)
+        self._present[tenant] += 1
+
+    def leave(self, tenant: str) -> None:
+        """Note that a tenant has one thing less to do."""
+        self._present[tenant] -= 1
+        if self._present[tenant] > 0:
+            return
+        del self._present[tenant]
+        if not self._present:
+            self._used_s, self._reached_s = {}, 0.0
+            return
+        # Those who are gone matter for as long as they are ahead of the others.
+        ahead = {name: used_s for name, used_s in self._used_s.items() if used_s > self._reached_s}
+        self._used_s = ahead | {name: self._used_s[name] for name in self._present}
+
+    def charge(self, batch: Sequence[Work], took_s: float) -> None:
+        """Charge the tenants of a run for what it took."""
+        self._reached_s = max(self._reached_s, min(self.used_s(work.tenant) for work in batch))
         for work in batch:
-            self._used_s[work.tenant] = self._used_s.get(work.tenant, 0.0) + took_s / len(batch)
+            self._used_s[work.tenant] = self.used_s(work.tenant) + took_s / len(batch)
 
     def used_s(self, tenant: str) -> float:
-        """Return what a tenant has had lately."""
+        """Return what a tenant has had."""
         return self._used_s.get(tenant, 0.0)
 
     def in_turn(self, waiting: Sequence[WorkT]) -> list[WorkT]:
         """Return the works whose turn it is, the first of them first.
 
-        Tenants that have had more than the others wait while those have work. Among tenants that have had about the
-        same nobody has a second turn before all have had one; the works of one tenant go by their deadlines.
+        Tenants take turns, whoever has had least first; the works of one tenant go by their deadlines. Nobody has more
+        turns than the second busiest has works: one that floods must not make a run longer than it makes it fairer.
         """
         by_deadline = sorted(waiting, key=_deadline)
-        tenants = {work.tenant for work in waiting}
-        if len(tenants) == 1:
+        counts = Counter(work.tenant for work in waiting).most_common(2)
+        if len(counts) == 1:
             return by_deadline
-        least_s = min(map(self.used_s, tenants))
-        turns: Counter[str] = Counter()
-        keyed = []
+        most, turns, keyed = counts[1][1], Counter[str](), []
         for work in by_deadline:
-            used_s = self.used_s(work.tenant)
-            if used_s <= least_s + _ABOUT_S:
-                keyed.append(((turns[work.tenant], used_s), work))
-                turns[work.tenant] += 1
+            turn = turns[work.tenant]
+            turns[work.tenant] += 1
+            if turn < most:
+                keyed.append(((turn, self.used_s(work.tenant)), work))
         keyed.sort(key=itemgetter(0))
         return [work for _, work in keyed]
 

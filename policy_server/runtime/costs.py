@@ -17,8 +17,9 @@ ROWS = (1, 2, 4, 8, 16)
 MOST_ROWS = ROWS[-1]
 _RECENT = 16
 _REPEATS = 3
-# Several runs at once are worth their threads from here on, measured with so many rows and runs each.
-_WORTH_IT, _SHARED_ROWS, _SHARED_RUNS = 1.25, 4, 4
+# Several runs at once are worth their threads from here on, measured with so many rows and runs each: if more gets
+# done, and if a run takes so long that what Python does between two runs, one thread at a time, is little beside it.
+_WORTH_IT, _LONG_S, _SHARED_ROWS, _SHARED_RUNS = 1.25, 1.5e-3, 4, 4
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,10 @@ def measure(calls: Sequence[GraphCall], engine: Engine, clock: Callable[[], floa
                     answer(call, engine)
                     costs.note(Kind(name, mixed), rows, clock() - started_at_s)
     if calls and engine.most_runs > 1:
-        costs.speedup = _speedup(calls[-1], engine, clock)
-        costs.threads = engine.most_runs if costs.speedup >= _WORTH_IT else 1
-        costs.speedup = costs.speedup if costs.threads > 1 else 1.0
+        speedup = _speedup(calls[-1], engine, clock)
+        is_long = costs.of_s(Kind(name_of(calls[-1]), mixed=False), _SHARED_ROWS) >= _LONG_S
+        if speedup >= _WORTH_IT and is_long:
+            costs.threads, costs.speedup = engine.most_runs, speedup
     return costs
 
 

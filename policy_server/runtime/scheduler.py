@@ -128,6 +128,7 @@ class Scheduler:
             if self._closed:
                 raise Draining
             self._waiting.append(job)
+            self._shares.enter(tenant)
             self._start()
             self._ready.notify()
         try:
@@ -162,6 +163,8 @@ class Scheduler:
             with self._ready:
                 finished = {job for job, _ in results}
                 self._waiting += [job for job in batch if job not in finished]
+                for job in finished:
+                    self._shares.leave(job.tenant)
                 batch, refusals = self._next()
                 if len(self._waiting) > 0 and self._idle:
                     self._ready.notify()
@@ -181,6 +184,9 @@ class Scheduler:
     def _next(self) -> tuple[list[Job], list[Result]]:
         """Take the next batch out of what waits; returns it with the refusals of what cannot be done in time."""
         refusals = self._refuse(self._waiting)
+        for job in self._waiting:
+            if not job.is_wanted:
+                self._shares.leave(job.tenant)
         self._waiting = [job for job in self._waiting if job.is_wanted]
         if not self._waiting or self._closed:
             return [], refusals
@@ -231,7 +237,7 @@ class Scheduler:
         rows = sum(job.rows for job in batch)
         with self._ready:
             self.costs.note(kind_of(batch), min(rows, MOST_ROWS), took_s)
-            self._shares.charge(batch, took_s, started_at_s)
+            self._shares.charge(batch, took_s)
             self.runs += 1
             self.rows += rows
 

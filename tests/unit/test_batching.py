@@ -144,41 +144,55 @@ def test_a_batch_is_some_of_what_waits_and_all_of_it_fits(waiting, used_s) -> No
     assert len(batch) == 1 or sum(len(w.call.inputs["x"]) for w in batch) <= MOST_ROWS
 
 
-def test_a_tenant_that_has_had_more_waits_for_one_that_has_had_less() -> None:
+def test_a_tenant_that_has_had_less_goes_before_an_earlier_deadline() -> None:
     waiting = [work(1.0, "a"), work(2.0, "a"), work(9.0, "b"), work(8.0, "b")]
-    assert chosen(waiting, shares=shares_of(a=3.0, b=1.0)) == [3, 2]
+    assert chosen(waiting, shares=shares_of(a=3.0, b=1.0)) == [3, 0, 2, 1], "nobody has two turns before all have one"
 
 
-def test_among_tenants_that_have_had_about_the_same_nobody_has_a_second_turn_before_all_have_had_one() -> None:
-    waiting = [work(1.0, "a"), work(2.0, "a"), work(9.0, "b"), work(8.0, "b")]
-    assert chosen(waiting, shares=shares_of(a=1.01, b=1.0)) == [3, 0, 2, 1]
+def test_one_that_floods_has_no_more_turns_in_a_run_than_the_second_busiest() -> None:
+    waiting = [*(work(1.0 + i, "flood") for i in range(9)), work(50.0, "a"), work(60.0, "a"), work(70.0, "b")]
+    assert sorted(chosen(waiting)) == [0, 1, 9, 10, 11]
 
 
 def test_a_run_is_charged_to_those_who_shared_it() -> None:
     shares = shares_of(b=1.0)
-    shares.charge([work(tenant="a"), work(tenant="a"), work(tenant="b"), work(tenant="a")], 4.0, now_s=0.0)
+    shares.charge([work(tenant="a"), work(tenant="a"), work(tenant="b"), work(tenant="a")], 4.0)
     assert (shares.used_s("a"), shares.used_s("b")) == (3.0, 2.0)
 
 
-def test_what_a_tenant_has_had_is_forgotten_within_seconds() -> None:
-    shares = shares_of(a=1.0, b=0.5)
-    shares.charge([work(tenant="b")], 0.0, now_s=1.0)
-    assert shares.used_s("a") == pytest.approx(np.exp(-1))
-    shares.charge([work(tenant="b")], 0.0, now_s=60.0)
-    assert shares.used_s("a") == 0
-
-
-def test_a_tenant_that_was_away_is_owed_nothing_for_long() -> None:
+def test_a_tenant_that_was_away_is_owed_nothing_and_owes_nothing() -> None:
     shares = Shares()
-    for second in range(100):
-        shares.charge([work(tenant="a")], 1.0, now_s=second)
-    assert shares.used_s("a") < 2.0, "what b may have before a has another turn"
+    shares.enter("a")
+    for _ in range(100):
+        shares.charge([work(tenant="a")], 1.0)
+    shares.enter("b")
+    assert (shares.used_s("a"), shares.used_s("b")) == (100.0, 99.0), "what the last run began with"
+
+
+def test_a_tenant_that_comes_back_at_once_has_lost_nothing_and_gained_nothing() -> None:
+    shares = Shares()
+    shares.enter("ahead")
+    shares.enter("behind")
+    shares.charge([work(tenant="ahead")], 5.0)
+    shares.charge([work(tenant="behind")], 1.0)
+    for tenant in ("behind", "ahead"):
+        shares.leave(tenant)
+        shares.enter(tenant)
+        assert (shares.used_s("ahead"), shares.used_s("behind")) == (5.0, 1.0)
+
+
+def test_nobody_is_ahead_once_nobody_has_anything_to_do() -> None:
+    shares = Shares()
+    shares.enter("a")
+    shares.charge([work(tenant="a")], 5.0)
+    shares.leave("a")
+    assert shares.used_s("a") == 0
 
 
 def shares_of(**used_s: float) -> Shares:
     shares = Shares()
     for tenant, seconds in used_s.items():
-        shares.charge([work(tenant=tenant)], seconds, now_s=0.0)
+        shares.charge([work(tenant=tenant)], seconds)
     return shares
 
 
@@ -187,6 +201,7 @@ def seconds_had(robots: dict[str, int], graphs: dict[str, str], costs: Costs, ru
     shares, had, now_s, waiting = Shares(), Counter(), 0.0, []
 
     def ask(tenant: str) -> None:
+        shares.enter(tenant)
         waiting.append(work(now_s + 1000.0, tenant, needs_s=3.0, graph=graphs[tenant]))
 
     for tenant in itertools.chain.from_iterable([name] * count for name, count in robots.items()):
@@ -194,13 +209,15 @@ def seconds_had(robots: dict[str, int], graphs: dict[str, str], costs: Costs, ru
     for _ in range(runs):
         batch = choose(waiting, costs, shares, now_s)
         took_s = costs.of_s(kind_of(batch), len(batch))
-        shares.charge(batch, took_s, now_s)
+        shares.charge(batch, took_s)
         now_s += took_s
         for done in batch:
             had[done.tenant] += took_s / len(batch)
             done.needs_s -= 1.0
         finished = [done for done in batch if not done.needs_s]
         waiting = [other for other in waiting if other.needs_s]
+        for done in finished:
+            shares.leave(done.tenant)
         for done in finished:
             ask(done.tenant)
     return had
