@@ -95,28 +95,42 @@ def _encode(value: Any) -> Any:
     }
 
 
-# The message that robots send most: a short map of arrays and plain values. msgspec reads it without copying arrays.
-_OBSERVATION = msgspec.msgpack.Decoder(dict[str, dict[bytes, msgspec.Raw] | str | bool | int | float | None])
+# The message that robots send most: a short map of arrays, plain values, and short maps of plain values. msgspec reads
+# it without copying arrays.
+_ENTRIES = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_FIELDS = msgspec.msgpack.Decoder(dict[bytes, msgspec.Raw])
+_PLAIN = msgspec.msgpack.Decoder(str | bool | int | float | None)
 _BYTES = msgspec.msgpack.Decoder(memoryview)
 _NAME = msgspec.msgpack.Decoder(str)
 _SIZES = msgspec.msgpack.Decoder(Annotated[list[int], msgspec.Meta(max_length=MAX_RANK)])
-_FIXMAP, _TRUE = range(0x80, 0x90), b"\xc3"
+_FIXMAP, _SHORT_BYTES, _TRUE = range(0x80, 0x90), 0xC4, b"\xc3"
 
 
 def _observation(data: bytes | bytearray | memoryview) -> dict[str, Any] | None:
     """Decode such a message; None for any other, and for a wrong one: `_decode` says what is wrong with it."""
     try:
-        if data[0] not in _FIXMAP:
-            return None
-        entries = _OBSERVATION.decode(data)
-        if len(entries) != data[0] - _FIXMAP.start:  # a key came twice
-            return None
-        return {name: _entry(value) if type(value) is dict else value for name, value in entries.items()}
+        return {name: _entry(raw) for name, raw in _short_map(_ENTRIES, data).items()}
     except (msgspec.MsgspecError, ValueError, TypeError, LookupError, RecursionError):
         return None
 
 
-def _entry(fields: dict[bytes, msgspec.Raw]) -> np.ndarray:
+def _short_map(decoder: msgspec.msgpack.Decoder[dict[Any, msgspec.Raw]], data: Any) -> dict[Any, msgspec.Raw]:
+    fields = decoder.decode(data)
+    if len(fields) != memoryview(data)[0] - _FIXMAP.start:
+        raise DecodeError("a long map, or one where a key comes twice")
+    return fields
+
+
+def _entry(raw: msgspec.Raw) -> Any:
+    head = memoryview(raw)
+    if head[0] not in _FIXMAP:
+        return _PLAIN.decode(raw)
+    if head[1] == _SHORT_BYTES:  # its first key tells
+        return _short_array(_short_map(_FIELDS, raw))
+    return {name: _PLAIN.decode(value) for name, value in _short_map(_ENTRIES, raw).items()}
+
+
+def _short_array(fields: dict[Any, msgspec.Raw]) -> np.ndarray:
     dtype, shape = _DTYPES[_NAME.decode(fields[_DTYPE])], _SIZES.decode(fields[_SHAPE])
     data = _BYTES.decode(fields[_DATA])
     wrong = len(fields) != len(_ARRAY_KEYS) or bytes(fields[_NDARRAY]) != _TRUE

@@ -45,7 +45,7 @@ class Work:
         self.fits = (self.kind, shapes)
 
 
-_deadline = attrgetter("deadline_s")
+_deadline, _tenant = attrgetter("deadline_s"), attrgetter("tenant")
 WorkT = TypeVar("WorkT", bound=Work)
 
 
@@ -97,7 +97,7 @@ class Shares:
         turns than the second busiest has works: one that floods must not make a run longer than it makes it fairer.
         """
         by_deadline = sorted(waiting, key=_deadline)
-        counts = Counter(work.tenant for work in waiting).most_common(2)
+        counts = Counter(map(_tenant, waiting)).most_common(2)
         if len(counts) == 1:
             return by_deadline
         most, turns, keyed = counts[1][1], Counter[str](), []

@@ -4,8 +4,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import Thread
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,14 +17,14 @@ from policy_server.runtime.sampling import answer
 ROWS = (1, 2, 4, 8, 16)
 MOST_ROWS = ROWS[-1]
 _RECENT = 16
-_REPEATS = 3
+_REPEATS = 5
+_TINY_S = 1e-9
 # Several runs at once are worth their threads from here on, measured with so many rows and runs each: if more gets
 # done, and if a run takes so long that what Python does between two runs, one thread at a time, is little beside it.
 _WORTH_IT, _LONG_S, _SHARED_ROWS, _SHARED_RUNS = 1.25, 1.5e-3, 4, 4
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """What runs have in common that cost the same for the same number of rows.
 
     Attributes:
@@ -36,38 +37,52 @@ class Kind:
 
 
 class _Table:
-    """What runs of one kind take, for every number of rows."""
+    """What runs of one kind take, for every number of rows.
+
+    How that grows with the rows is a matter of graph, engine and processor, and stays as it was measured while nothing
+    else went on: a run under load ends only once its thread may go on in Python, which would make runs of the usual
+    size look dear, and others, that are never run any more, cheap. What load tells is how quick the machine is now.
+    """
 
     def __init__(self) -> None:
-        self._recent_s: dict[int, deque[float]] = {}
-        self.takes_s = [0.0] * (MOST_ROWS + 1)
+        self._calm_s: dict[int, float] = {}
+        self._recent = deque[float](maxlen=_RECENT)
+        self._takes_s = [0.0] * (MOST_ROWS + 1)
+        self._pace = 1.0
         self.best_rows = list(range(MOST_ROWS + 1))
 
-    def note(self, rows: int, took_s: float) -> None:
-        """Remember a run."""
-        recent_s = self._recent_s.setdefault(rows, deque(maxlen=_RECENT))
-        before_s = min(recent_s, default=math.inf)
-        recent_s.append(took_s)
-        if min(recent_s) != before_s:
+    def measure(self, rows: int, took_s: float) -> None:
+        """Take a run as one that nothing held up, unless a quicker one is known."""
+        if took_s < self._calm_s.get(rows, math.inf):
+            self._calm_s[rows] = took_s
             self._settle()
 
-    def _settle(self) -> None:
-        at = sorted(self._recent_s)
+    def note(self, rows: int, took_s: float) -> None:
+        """Learn from a run how quick the machine is."""
+        self._recent.append(took_s / max(self._takes_s[rows], _TINY_S))
         # The quickest of the last runs counts: the others were held up by whatever else the machine was doing.
-        quickest_s = np.maximum.accumulate([min(self._recent_s[rows]) for rows in at])
+        self._pace = min(self._recent)
+
+    def takes_s(self, rows: int) -> float:
+        """Return what a run takes now."""
+        return self._takes_s[rows] * self._pace
+
+    def _settle(self) -> None:
+        at = sorted(self._calm_s)
+        quickest_s = np.maximum.accumulate([self._calm_s[rows] for rows in at])
         every = np.arange(MOST_ROWS + 1)
         takes_s = np.interp(every, at, quickest_s)
         takes_s[at[-1] + 1 :] = quickest_s[-1] * every[at[-1] + 1 :] / at[-1]
-        self.takes_s = takes_s.tolist()
+        self._takes_s = takes_s.tolist()
         best = 1
         for rows in range(1, MOST_ROWS + 1):
-            if self.takes_s[rows] * best <= self.takes_s[best] * rows:
+            if self._takes_s[rows] * best <= self._takes_s[best] * rows:
                 best = rows
             self.best_rows[rows] = best
 
 
 class Costs:
-    """Seconds that a run takes, by kind and by rows. Measured before the first robot comes, and corrected ever after.
+    """Seconds that a run takes, by kind and by rows. Measured before the first robot comes, and kept up to date.
 
     Attributes:
         chunk: The calls of one chunk of one robot: the kind of run and the rows of each.
@@ -83,10 +98,18 @@ class Costs:
         self.measured_at_s = 0.0
         self._tables: dict[Kind, _Table] = {}
 
-    def note(self, kind: Kind, rows: int, took_s: float) -> None:
-        """Remember what a run took."""
-        self._tables.setdefault(kind, _Table()).note(rows, took_s)
+    def measure(self, kind: Kind, rows: int, took_s: float) -> None:
+        """Remember what a run took that nothing held up; the quickest of several with as many rows counts."""
+        self._tables.setdefault(kind, _Table()).measure(rows, took_s)
         self.measured_at_s = time.monotonic()
+
+    def note(self, kind: Kind, rows: int, took_s: float) -> None:
+        """Remember what a run took under load; one of a kind that was never measured counts as measured."""
+        if table := self._tables.get(kind):
+            table.note(rows, took_s)
+            self.measured_at_s = time.monotonic()
+        else:
+            self.measure(kind, rows, took_s)
 
     def of_s(self, kind: Kind, rows: int) -> float:
         """Return what a run takes, 0 if nothing is known.
@@ -96,7 +119,7 @@ class Costs:
         table = self._table(kind)
         if table is None:
             return 0.0
-        return table.takes_s[rows] if rows <= MOST_ROWS else table.takes_s[MOST_ROWS] * rows / MOST_ROWS
+        return table.takes_s(rows) if rows <= MOST_ROWS else table.takes_s(MOST_ROWS) * rows / MOST_ROWS
 
     def best_rows(self, kind: Kind, available: int) -> int:
         """Return how many of `available` rows one run should take: those that cost the least each, rather more."""
@@ -129,12 +152,12 @@ def measure(calls: Sequence[GraphCall], engine: Engine, clock: Callable[[], floa
     for name, its_calls in _by_name([*calls, *(gradients if engine.differentiable else [])]).items():
         ways = list({call.way: call for call in its_calls}.values())
         for mixed, alike in ((False, ways[:1]), (True, ways))[: 2 if len(ways) > 1 else 1]:
-            for rows in ROWS[mixed:]:
-                call = _with_rows(alike, rows)
-                for _ in range(_REPEATS):
+            by_rows = {rows: _with_rows(alike, rows) for rows in ROWS[mixed:]}
+            for _ in range(_REPEATS):  # in turns, so that what holds the machine up for a while spoils one of each
+                for rows, call in by_rows.items():
                     started_at_s = clock()
                     answer(call, engine)
-                    costs.note(Kind(name, mixed), rows, clock() - started_at_s)
+                    costs.measure(Kind(name, mixed), rows, clock() - started_at_s)
     if calls and engine.most_runs > 1:
         speedup = _speedup(calls[-1], engine, clock)
         is_long = costs.of_s(Kind(name_of(calls[-1]), mixed=False), _SHARED_ROWS) >= _LONG_S

@@ -94,7 +94,7 @@ class RequestOptions(BaseModel):
             row: Place in a request that holds several observations; each has the seed after that of the one before.
             continuation: What the chunk goes on from.
         """
-        seed = random.getrandbits(63) if self.seed is None else self.seed + row  # noqa: S311: a seed is no secret
+        seed = random.getrandbits(63) if self.seed is None else self.seed + row
         return SamplingOptions(seed, self.steps, self.sampler, self.guidance, continuation)
 
 

@@ -124,6 +124,7 @@ class Scheduler:
             return outcome
         answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         job = Job(call, deadline.at_s, tenant, dialogue=dialogue, course=course, answered=answered)
+        job.needs_s = self._needs_s(job)
         with self._ready:
             if self._closed:
                 raise Draining
@@ -202,10 +203,10 @@ class Scheduler:
         is_known = now_s - self.costs.measured_at_s < _STALE_S
         refusals: list[Result] = []
         for job in waiting:
-            job.needs_s = self._needs_s(job) if is_known else 0.0
-            if job.is_wanted and now_s + job.needs_s > job.deadline_s:
+            needs_s = job.needs_s if is_known else 0.0
+            if job.is_wanted and now_s + needs_s > job.deadline_s:
                 job.is_wanted = False
-                refusals.append((job, DeadlineExceeded(1e3 * (now_s - job.deadline_s), needs_ms=1e3 * job.needs_s)))
+                refusals.append((job, DeadlineExceeded(1e3 * (now_s - job.deadline_s), needs_ms=1e3 * needs_s)))
             if not job.is_wanted:
                 job.dialogue.close()
         return refusals
@@ -225,6 +226,7 @@ class Scheduler:
             job.runs.append((job.kind, job.rows))
             try:
                 job.ask(job.dialogue.send(reply))
+                job.needs_s = self._needs_s(job)
             except StopIteration as finished:
                 self._learn(job)
                 results.append((job, finished.value))
@@ -244,7 +246,7 @@ class Scheduler:
     def _needs_s(self, job: Job) -> float:
         """Return what the calls that are left of a dialogue take, as far as its course is known."""
         left = self._courses.get(job.course, ())[len(job.runs) :] or [(job.kind, job.rows)]
-        return sum(self.costs.of_s(kind, rows) for kind, rows in left)
+        return sum([self.costs.of_s(kind, rows) for kind, rows in left])
 
     def _learn(self, job: Job) -> None:
         if len(self._courses) >= _COURSES:

@@ -20,7 +20,7 @@ def costs_of(*, mixed=None, graph="denoise", **by_rows) -> Costs:
     costs = Costs()
     for kind, took in ((Kind(graph, mixed=False), by_rows["same"]), (Kind(graph, mixed=True), mixed)):
         for rows, took_s in (took or {}).items():
-            costs.note(kind, rows, took_s)
+            costs.measure(kind, rows, took_s)
     return costs
 
 
@@ -231,8 +231,8 @@ def test_a_flood_of_one_tenant_takes_about_half_of_the_engines_time() -> None:
 
 def test_shares_are_of_time_and_not_of_runs() -> None:
     costs = costs_of(same={1: 0.010, 16: 0.160}, graph="perceive")
-    costs.note(Kind("denoise", mixed=False), 1, 0.001)
-    costs.note(Kind("denoise", mixed=False), 16, 0.016)
+    costs.measure(Kind("denoise", mixed=False), 1, 0.001)
+    costs.measure(Kind("denoise", mixed=False), 16, 0.016)
     had = seconds_had({"dear": 20, "cheap": 4}, {"dear": "perceive", "cheap": "denoise"}, costs)
     assert had["cheap"] / had.total() == pytest.approx(0.5, abs=0.08)  # a dear run is a tenth of what is remembered
 

@@ -308,3 +308,24 @@ def test_numbers_lie_aligned_whatever_their_place_in_the_message():
     for padding in range(8):
         got = unpack(pack({"x" * (1 + padding): np.float64([1.5, -2.5])}))
         assert all(array.flags.aligned and not array.flags.writeable for array in got.values())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\x81\xa7options\x82\xa4seed\x01\xa4seed\x02",
+        b"\x82\xa1a\x01\xa1a\x02",
+        pack({"a": np.zeros(1, np.uint8)}).replace(b"\x84", b"\x85", 1) + b"\xc4\x04data\xc4\x01\x01",
+    ],
+    ids=["in a map inside", "in the message", "in an array"],
+)
+def test_a_key_that_comes_twice_is_refused_wherever_it_is(message: bytes) -> None:
+    with pytest.raises(DecodeError, match="twice in one map"):
+        unpack(message)
+
+
+def test_options_beside_arrays_are_read_as_they_were_sent() -> None:
+    options = {"seed": 2**63, "steps": None, "guidance": 1.5, "sampler": "ddim", "fresh": True}
+    read = unpack(pack({"state": np.ones(3, np.float32), "options": options}))
+    assert read["options"] == options
+    assert read["state"].tolist() == [1.0, 1.0, 1.0]

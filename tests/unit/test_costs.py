@@ -16,7 +16,7 @@ SAME, MIXED = Kind("denoise", mixed=False), Kind("denoise", mixed=True)
 def costs_of(by_rows: dict[int, float], kind: Kind = SAME, **more) -> Costs:
     costs = Costs(**more)
     for rows, took_s in by_rows.items():
-        costs.note(kind, rows, took_s)
+        costs.measure(kind, rows, took_s)
     return costs
 
 
@@ -33,14 +33,38 @@ def test_between_two_numbers_of_rows_it_is_a_straight_line_and_beyond_the_last_p
     assert costs.of_s(SAME, 1) == 3.0, "no less than what was seen"
 
 
-def test_the_quickest_of_the_recent_runs_counts() -> None:
-    costs = costs_of({})
+def test_the_quickest_of_the_recent_runs_tells_how_quick_the_machine_is() -> None:
+    costs = costs_of({1: 2.0, 2: 3.0})
     for took_s in (5.0, 2.0, 9.0):
         costs.note(SAME, 1, took_s)
     assert costs.of_s(SAME, 1) == 2.0
     for _ in range(20):
         costs.note(SAME, 1, 4.0)
     assert costs.of_s(SAME, 1) == 4.0, "a machine that became slower is believed in the end"
+    assert costs.of_s(SAME, 2) == 6.0, "with any number of rows"
+
+
+def test_the_quickest_of_what_was_measured_counts() -> None:
+    costs = costs_of({1: 2.0})
+    costs.measure(SAME, 1, 3.0)
+    assert costs.of_s(SAME, 1) == 2.0
+    costs.measure(SAME, 1, 1.0)
+    assert costs.of_s(SAME, 1) == 1.0
+
+
+def test_what_was_never_measured_is_known_by_its_first_run_under_load() -> None:
+    costs = Costs()
+    costs.note(SAME, 2, 3.0)
+    assert costs.of_s(SAME, 4) == 6.0
+
+
+@given(st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=40))
+def test_runs_that_load_held_up_do_not_change_how_many_rows_are_best(took_s) -> None:
+    """Sizes that are run would come to look dear and sizes that are not would look cheap, for ever."""
+    costs = costs_of({1: 0.30, 2: 0.50, 4: 0.85, 8: 1.60})
+    for each_s in took_s:
+        costs.note(SAME, 8, each_s)
+    assert costs.best_rows(SAME, 8) == 8
 
 
 def test_more_rows_never_cost_less() -> None:
@@ -88,7 +112,7 @@ def test_capacity_counts_every_kind_of_run_of_a_chunk() -> None:
     perceive = Kind("perceive", mixed=False)
     costs = costs_of(dict.fromkeys(ROWS, 0.010), chunk=[(perceive, 1)] + [(SAME, 1)] * 10)
     for rows in ROWS:
-        costs.note(perceive, rows, 0.005 * rows)
+        costs.measure(perceive, rows, 0.005 * rows)
     assert costs.capacity_hz() == pytest.approx(16 / (10 * 0.010 + 16 * 0.005))
 
 
@@ -136,7 +160,7 @@ def test_every_graph_is_measured_with_every_number_of_rows_and_ways_apart_and_mi
 def test_graphs_whose_calls_all_go_the_same_way_are_not_measured_twice() -> None:
     engine = Scripted()
     measure([asked("denoise")] * 3, engine, engine.clock)
-    assert len(engine.ran) == 3 * len(ROWS)
+    assert len(engine.ran) == 5 * len(ROWS)
 
 
 def test_a_robot_whose_calls_have_two_rows_needs_twice_as_many() -> None:

@@ -186,7 +186,7 @@ async def test_what_is_past_its_deadline_is_refused_and_not_computed(scheduler, 
 
 def known(took_s: float, *, graph: str = "denoise") -> Costs:
     costs = Costs()
-    costs.note(Kind(graph, mixed=False), 1, took_s)
+    costs.measure(Kind(graph, mixed=False), 1, took_s)
     return costs
 
 
@@ -221,7 +221,7 @@ async def test_a_dear_first_call_does_not_make_the_cheap_ones_after_it_dear() ->
     scheduler = scheduler_of(Gated(is_open=True))
     await scheduler.run(look_then_denoise(), Deadline.after(SOON), course="look")
     scheduler.costs = known(10.0, graph="perceive")
-    scheduler.costs.note(Kind("denoise", mixed=False), 1, 0.1)
+    scheduler.costs.measure(Kind("denoise", mixed=False), 1, 0.1)
     outcome = await scheduler.run(look_then_denoise(), Deadline.after(30.0), course="look")
     assert outcome.actions == 11, "it needs 11 s and not 110"
     scheduler.close()

@@ -95,9 +95,9 @@ class BesoProgram:
         x[:, len(actions) : filled] = drawn * (sigmas[0] * noise_part(options.continuation))
         if actions:
             # Upstream gives clean past actions as if they were at sigma_max and lets the sampler overwrite them.
-            x[:, : len(actions)] = np.stack(actions)
+            x[0, : len(actions)] = actions
         window = np.zeros((1, self.config.window, self.config.state_width), dtype=np.float32)
-        window[:, : len(states)] = np.stack(states)
+        window[0, : len(states)] = states
 
         guidance = self.sampler.guidance if options.guidance is None else options.guidance
         if goal is None:
