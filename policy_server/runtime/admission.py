@@ -26,11 +26,14 @@ class Admission:
     def promise(self, robot: object, rate_hz: float) -> None:
         """Promise a robot so many chunks a second, in place of what it was promised before.
 
+        What it was promised already it is promised again, though the machine may have become slower: a robot whose
+        connection broke must not be sent away for that.
+
         Raises:
             RateTooHigh: They cannot be had; what was promised before stays.
         """
         left_hz = self.left_hz(robot)
-        if rate_hz > left_hz:
+        if rate_hz > max(left_hz, self._promised_hz.get(robot, 0.0)):
             raise RateTooHigh(rate_hz, math.floor(10 * left_hz) / 10)
         self._promised_hz[robot] = rate_hz
 

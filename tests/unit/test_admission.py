@@ -97,3 +97,16 @@ def test_never_is_more_promised_than_may_be(wishes) -> None:
             assert sum(held) - held[place] + rate_hz > 80.0 - 1e-9
         assert sum(held) <= 80.0 + 1e-9
         assert admission.left_hz() == pytest.approx(80.0 - sum(held), abs=1e-9)
+
+
+def test_what_was_promised_is_promised_again_on_a_machine_that_became_slower() -> None:
+    capacity_hz = 100.0
+    admission, robot, other = Admission(lambda: capacity_hz), Robot(), Robot()
+    admission.promise(robot, 50.0)
+    capacity_hz = 20.0
+    admission.promise(robot, 50.0)  # it comes back after its connection broke
+    admission.promise(robot, 40.0)
+    with pytest.raises(RateTooHigh):
+        admission.promise(robot, 60.0)
+    with pytest.raises(RateTooHigh):
+        admission.promise(other, 1.0)
