@@ -13,6 +13,7 @@ from benchmarks import (
     chunk,
     closed_loop,
     continuity,
+    divla,
     expert_caching,
     gpu_chunk,
     gpu_mode,
@@ -36,6 +37,7 @@ BENCHMARKS: Mapping[str, ModuleType] = {
     "closed_loop": closed_loop,
     "continuity": continuity,
     "expert_caching": expert_caching,
+    "divla": divla,
     "large_start": large_start,
     "large_batch": large_batch,
 }
@@ -77,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure this server beside its alternatives, on this machine alone (127.0.0.1), and write\n"
-        f"docs/benchmarks.md with its pictures. All of it takes half an hour.\n\nbenchmarks:\n{about}",
+        f"docs/benchmarks.md with its pictures. All of it takes forty minutes.\n\nbenchmarks:\n{about}",
         epilog="examples:\n"
         "  python -m benchmarks --quick                 does everything run? writes nothing\n"
         "  python -m benchmarks chunk --bundle my/policy\n"
@@ -98,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cache",
         type=Path,
         default=CACHE,
-        help="where the policy of released size is kept, 4.1 GB, once it was written (default: %(default)s)",
+        help="where policies of released size are kept, 7 GB, once they were written (default: %(default)s)",
     )
     parser.add_argument("--report-only", action="store_true", help="rebuild the page from benchmarks/results.json")
     return parser

@@ -133,15 +133,18 @@ class Worker:
 
     engines: Mapping[str, str]
 
-    def __init__(self, bundle: Path, names: Sequence[str]) -> None:
+    def __init__(
+        self, bundle: Path, names: Sequence[str], make: Callable[[Bundle, str], Contender] = make_contender
+    ) -> None:
         self._bundle = bundle
         self._names = names
+        self._make = make
 
     def __enter__(self) -> Self:
         """Start the process; raises ImportError if one of the contenders is not installed."""
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, self._bundle, self._names), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, self._bundle, self._names, self._make), daemon=True)
         self._process.start()
         theirs.close()
         self.engines = self._answer()
@@ -178,10 +181,10 @@ class Worker:
         return answer
 
 
-def _work(pipe: Connection, path: Path, names: Sequence[str]) -> None:
+def _work(pipe: Connection, path: Path, names: Sequence[str], make: Callable[[Bundle, str], Contender]) -> None:
     bundle = load_bundle(path)
     try:
-        contenders: Mapping[str, Contender] = {name: make_contender(bundle, name) for name in names}
+        contenders: Mapping[str, Contender] = {name: make(bundle, name) for name in names}
     except (ImportError, EngineUnavailable) as error:
         pipe.send(ImportError(str(error)))
         return

@@ -1,5 +1,8 @@
 """The yardstick: the same network and sampler as a BESO bundle, in eager torch from the noise to the actions."""
 
+from functools import lru_cache
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -70,3 +73,9 @@ class EagerTorch:
         goal = self._program.normalizer.normalize_state(observation.goal)
         goal[:, list(self._config.zeroed_goal_dims)] = 0
         return guided_goals(goal, self._program.sampler.guidance)
+
+
+@lru_cache(maxsize=1)
+def own_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read weights into memory in torch's own order, as a checkpoint gives them; two yardsticks may share them."""
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in load_weights(path).items()}

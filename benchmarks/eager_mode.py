@@ -1,13 +1,11 @@
 """The yardstick of MoDE bundles: the same networks and sampler, in eager torch from the images to the actions."""
 
-from functools import lru_cache
-from pathlib import Path
-
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from benchmarks.eager import own_weights
 from benchmarks.token_routing import token_routed
 from policy_models.diffusion.samplers import SAMPLERS, run
 from policy_models.diffusion.schedules import SCHEDULES, NoiseLevels
@@ -15,7 +13,6 @@ from policy_models.mode.config import ModeConfig
 from policy_models.mode.routing import Routes
 from policy_models.spec import Observation
 from policy_server.bundle import Bundle
-from policy_server.engine.torch import load_weights
 
 
 class EagerMode:
@@ -44,7 +41,7 @@ class EagerMode:
         self._routes = Routes(self._config.transformer, bundle.assets.weights)
         self._plan: dict[float, Tensor] = {}
         self._goals: dict[str, Tensor] = {}
-        graphs = bundle.family.make_graphs(bundle.spec, bundle.config, _weights(bundle.weights))
+        graphs = bundle.family.make_graphs(bundle.spec, bundle.config, own_weights(bundle.weights))
         self._language, self._perceive = (graphs[n].module.to(device) for n in ("language", "perceive"))
         denoiser = graphs["denoise"].module.to(device)
         self._denoiser = denoiser if settled else token_routed(denoiser)
@@ -105,9 +102,3 @@ class EagerMode:
         if sigma not in self._plan:
             self._plan[sigma] = self._send(self._routes.of([sigma]))
         return self._plan[sigma]
-
-
-@lru_cache(maxsize=1)
-def _weights(path: Path) -> dict[str, Tensor]:
-    """Read weights into memory in torch's own order, as a checkpoint gives them; two yardsticks may share them."""
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in load_weights(path).items()}

@@ -1,19 +1,14 @@
 """A MoDE bundle of the released size with random weights: too large to ship, so it is written once and kept."""
 
-import logging
-import shutil
 from dataclasses import asdict
 from itertools import islice, product
-from multiprocessing import get_context
 from pathlib import Path
 
-from tqdm import tqdm
-
+from benchmarks.kept import kept_bundle
 from benchmarks.settings import Settings
 from policy_models.mode.config import ImageConfig, ModeConfig, TextConfig, TransformerConfig
 from policy_models.spec import CameraSpec, GoalSpec, PolicySpec, SamplerSpec, VectorSpec
-from policy_server.bundle import FORMAT, Bundle, Manifest, load_bundle
-from policy_server.errors import StartupError
+from policy_server.bundle import FORMAT, Bundle, Manifest
 from policy_server.export.bundle import DEFAULT_TOLERANCE, INT8, write_bundle
 
 # What mbreuss/MoDE_CALVIN_ABC_1 and its siblings are: 686 million parameters in the denoiser, 47 in the two image
@@ -41,22 +36,7 @@ def large_bundle(settings: Settings) -> Bundle:
     """Return the bundle, written first if it is not there or not whole; a small stand-in for `--quick`."""
     path = settings.cache / ("mode-small" if settings.quick else "mode-released")
     config, spec = (SMALL, _spec(_SMALL_SIDE_PX)) if settings.quick else (RELEASED, _spec(_SIDE_PX))
-    if path.exists():
-        try:
-            bundle = load_bundle(path)
-        except StartupError as error:
-            tqdm.write(f"{path} is not whole: {error}")
-        else:
-            if (bundle.config, bundle.spec) == (config, spec):
-                return bundle
-            tqdm.write(f"{path} is of another make")
-        shutil.rmtree(path)
-    tqdm.write(f"writing a MoDE policy to {path}" + ("" if settings.quick else ": 4.1 GB, some minutes"))
-    # In a process of its own, since torch and what it needed for this would stay with this one.
-    process = get_context("spawn").Process(target=_write, args=(path, config, spec))
-    process.start()
-    process.join()
-    return load_bundle(path)
+    return kept_bundle(path, config, spec, _write, "a moment" if settings.quick else "4.1 GB, some minutes")
 
 
 def describe(bundle: Bundle) -> str:
@@ -88,8 +68,6 @@ def _write(path: Path, config: ModeConfig, spec: PolicySpec) -> None:
     from policy_models.mode.assembly import ModeNetworks
     from policy_models.mode.tokenizer import make_tokenizer
 
-    _tell_progress()
-    torch.manual_seed(0)
     networks = ModeNetworks(config, [camera.name for camera in spec.cameras])
     networks.materialize()
     for name, parameter in networks.named_parameters():
@@ -123,11 +101,3 @@ def _made_up_merges(vocabulary: int) -> list[tuple[str, str]]:
 
     letters = sorted(ByteLevel.alphabet())
     return list(islice(product(letters, letters), vocabulary - _UNMERGED))
-
-
-def _tell_progress() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("  %(message)s"))
-    logger = logging.getLogger("policy_server.export")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)

@@ -5,14 +5,15 @@ and `actions`, the chunk that the network gave in torch float32 when the bundle 
 """
 
 import contextlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zipfile import BadZipFile
 
 import numpy as np
 
-from policy_models.program import GraphCall, Program
+from policy_models.program import Dialogue, GraphCall, Program, ReasoningProgram
 from policy_models.spec import CameraSpec, Observation, PolicySpec, SamplingOptions
 from policy_server.engine.base import Engine
 from policy_server.errors import BundleInvalid, GoldenDrift
@@ -22,7 +23,7 @@ from policy_server.runtime.sampling import answer, drive
 def write_golden(path: Path, program: Program, engine: Engine, *, seed: int, draw: np.random.Generator) -> None:
     """Draw a random observation that fits the spec, answer it with `engine`, and save both."""
     observation = draw_observation(program.spec, draw)
-    outcome = drive(program.infer(observation, program.begin(), SamplingOptions(seed)), engine)
+    outcome = drive(answering(program, observation, seed), engine)
     arrays: dict[str, Any] = {f"images/{name}": image for name, image in observation.images.items()}
     for name in ("state", "goal"):
         value = getattr(observation, name)
@@ -58,6 +59,14 @@ def draw_observation(spec: PolicySpec, draw: np.random.Generator) -> Observation
     )
 
 
+def answering(program: Program, observation: Observation, seed: int) -> Dialogue:
+    """Answer an observation; whoever reasons takes all the time it needs, so that slow engines agree with others."""
+    reasoning = None
+    if program.spec.reasoning is not None:
+        reasoning = yield from cast(ReasoningProgram, program).reason(observation, until_s=math.inf)
+    return (yield from program.infer(observation, program.begin(), SamplingOptions(seed, reasoning=reasoning)))
+
+
 class GoldenCase:
     """One bundle's golden case."""
 
@@ -91,13 +100,13 @@ class GoldenCase:
 
     def drift(self, program: Program, engine: Engine) -> float:
         """Replay the case; return the largest deviation as a fraction of each action's range."""
-        outcome = drive(program.infer(self.observation(), program.begin(), SamplingOptions(self.seed)), engine)
+        outcome = drive(answering(program, self.observation(), self.seed), engine)
         return self.drift_of(outcome.actions, program.spec)
 
     def calls(self, program: Program, engine: Engine) -> list[GraphCall]:
         """Return the calls that the case takes, in their order."""
         calls: list[GraphCall] = []
-        dialogue = program.infer(self.observation(), program.begin(), SamplingOptions(self.seed))
+        dialogue = answering(program, self.observation(), self.seed)
         with contextlib.suppress(StopIteration):
             calls.append(next(dialogue))
             while True:

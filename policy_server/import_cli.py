@@ -167,3 +167,97 @@ def import_mode(
         gradients=gradients,
     )
     typer.echo(f"{output} holds {bundle.name!r}; try: policy-server check {output}")
+
+
+@imports.command("divla")
+def import_divla(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a full fine-tune (safetensors) or a LoRA fine-tune (adapter and non_lora_trainables.bin), "
+            "with config.json and dataset_stats.json or .npz in it or one folder above."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle; its name is the policy's.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="What a LoRA fine-tune adds to: the folder of a Qwen2-VL or of an earlier policy. Not needed where "
+            "non_lora_trainables.bin has all weights.",
+            show_default=False,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="tokenizer.json, or a folder with it or with vocab.json and merges.txt; looked for with the "
+            "checkpoint, above it and with the base unless named.",
+            show_default=False,
+        ),
+    ] = None,
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A camera as name:WIDTHxHEIGHT, once for each, in the order of training, all of one size in multiples "
+            "of 28. Unless given: top, left_wrist and right_wrist at 308x252, which upstream's training makes of its "
+            "320x240. Images of another size are resized by area, or as name:WIDTHxHEIGHT:linear says, in one step.",
+            show_default=False,
+        ),
+    ] = None,
+    crop: Annotated[
+        float,
+        typer.Option(
+            help="Fraction of each side around the centre of an image that is kept before resizing: 0.95 in upstream's "
+            "evaluation, for policies trained with its augmentation; 1 for others."
+        ),
+    ] = 0.95,
+    state: Annotated[
+        str,
+        typer.Option(
+            help="What the robot's state holds, as name:unit,name:unit,... with units left out where there are none. "
+            "Unless given, 14 numbers are ALOHA's: six joints and the gripper of the left arm, then of the right."
+        ),
+    ] = "",
+    action: Annotated[str, typer.Option(help="What an action holds, likewise.")] = "",
+    step_s: Annotated[float, typer.Option(min=1e-4, help="Time between two actions; ALOHA's is 0.02.")] = 0.02,
+    instruction: Annotated[
+        list[str] | None,
+        typer.Option(help="One that it was trained to follow, as an example; may be repeated.", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 10,
+    reasoning_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of one reasoning.")] = 256,
+    licence: Annotated[str, typer.Option(help="SPDX identifier of the weights' licence.")] = "Apache-2.0",
+    gradients: Gradients = True,
+) -> None:
+    """Make a bundle of a DiVLA or DexVLA fine-tune, as upstream's training leaves it.
+
+    The shape of everything is read from config.json, and how states and actions are scaled from the statistics. What
+    no file tells, cameras, names and time, is ALOHA's unless an option says otherwise.
+
+    Example: policy-server import divla sorting/checkpoint-60000 --base Qwen2-VL-2B-Instruct -o sorting
+    """
+    from policy_server.export.divla import CAMERAS, import_checkpoint
+
+    log(verbose=False)
+    bundle = or_explain(
+        import_checkpoint,
+        checkpoint,
+        output=output,
+        base=base,
+        tokenizer=tokenizer,
+        cameras=camera or CAMERAS,
+        crop=crop,
+        state=_listed(state),
+        action=_listed(action),
+        step_s=step_s,
+        instructions=instruction or (),
+        steps=steps,
+        reasoning_tokens=reasoning_tokens,
+        licence=licence,
+        gradients=gradients,
+    )
+    typer.echo(f"{output} holds {bundle.name!r}; try: policy-server check {output}")
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

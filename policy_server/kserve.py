@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from policy_models.program import Tensors
-from policy_models.spec import Continuation, Observation, PolicySpec, SamplingOptions
+from policy_models.program import Outcome, Tensors
+from policy_models.spec import Continuation, Observation, PolicySpec, Reasoning, SamplingOptions
 
 ACTIONS = "actions"
 # SHA-256 of the `policy.yaml` that answered, which holds the digest of every other file of the bundle.
 BUNDLE = "bundle"
+REASONING = "reasoning"  # what the actions were conditioned on, in words
 STATE, GOAL, PROMPT = "state", "goal", "prompt"
 # The chunk that the robot is playing, and how much each row of the next one is pulled towards it.
 PLAN, WEIGHTS = "plan", "plan_weights"
@@ -54,7 +55,8 @@ def input_ports(spec: PolicySpec, beginning: Tensors) -> tuple[Port, ...]:
 def output_ports(spec: PolicySpec, beginning: Tensors) -> tuple[Port, ...]:
     """Return what a reply holds."""
     actions = Port(ACTIONS, "float32", (spec.horizon, spec.action.width))
-    return (actions, Port(BUNDLE, "text", (1,)), *_memory_ports(beginning, optional=False))
+    words = (Port(REASONING, "text", (1,)),) if spec.reasoning else ()
+    return (actions, Port(BUNDLE, "text", (1,)), *words, *_memory_ports(beginning, optional=False))
 
 
 def pack_request(
@@ -117,9 +119,18 @@ def unpack_continuation(
     )
 
 
-def pack_reply(actions: np.ndarray, memory: Tensors, bundle: str) -> dict[str, np.ndarray]:
+def pack_reply(outcome: Outcome, bundle: str) -> dict[str, np.ndarray]:
     """Return the tensors of one row of a reply, without the row axis."""
-    return {ACTIONS: actions, BUNDLE: _text(bundle), **{_MEMORY + name: array for name, array in memory.items()}}
+    words = {} if outcome.reasoning is None else {REASONING: _text(outcome.reasoning.text)}
+    memory = {_MEMORY + name: array for name, array in outcome.memory.items()}
+    return {ACTIONS: outcome.actions, BUNDLE: _text(bundle), **words, **memory}
+
+
+def unpack_reply(tensors: Tensors, memory: Tensors) -> Outcome:
+    """Return the outcome in a reply of one row; `memory` has the names of the session's."""
+    said = tensors.get(REASONING)
+    reasoning = None if said is None else Reasoning(said[0, 0].decode("utf-8", errors="replace"), ended="complete")
+    return Outcome(tensors[ACTIONS][0], unpack_memory(tensors, 0, memory), reasoning)
 
 
 def pack_options(options: SamplingOptions) -> dict[str, int | str]:

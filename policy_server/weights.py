@@ -5,8 +5,10 @@ they can use the file as it lies, and those that are stored transposed are named
 """
 
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -48,11 +50,32 @@ class StoredWeights(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
+def write_weights(path: Path, tensors: Mapping[str, np.ndarray], transposed: frozenset[str]) -> None:
+    """Write tensors, those named in `transposed` turned round.
+
+    They are written one by one: safetensors' own `save_file` takes all at once, and a released policy's are 13 GB.
+    """
+    # The library's order, by which every tensor begins at a multiple of its numbers' size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {_TRANSPOSED: json.dumps(sorted(transposed))}} if transposed else {}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        shape = tensors[name].shape[::-1] if name in transposed else tensors[name].shape
+        header[name] = {"dtype": _dtype(tensors[name]), "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            array = tensors[name].T if name in transposed else tensors[name]
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _dtype(array: np.ndarray) -> str:
+    return "BOOL" if array.dtype.kind == "b" else f"{array.dtype.kind.upper()}{8 * array.itemsize}"
+
+
 def transposed_names(metadata: Mapping[str, str] | None) -> frozenset[str]:
     """Return the tensors that a file's metadata says are stored transposed."""
     return frozenset(json.loads((metadata or {}).get(_TRANSPOSED, "[]")))
-
-
-def describe_transposed(names: frozenset[str]) -> dict[str, str]:
-    """Return the metadata that `transposed_names` reads."""
-    return {_TRANSPOSED: json.dumps(sorted(names))} if names else {}

@@ -27,6 +27,13 @@ class ActionChunk:
         return len(self.actions)
 
     @property
+    def reasoning(self) -> str | None:
+        """What the policy acted on, in words; None from a policy that does not reason."""
+        said = self.metadata.get("reasoning")
+        text = said.get("text") if isinstance(said, Mapping) else said
+        return text if isinstance(text, str) else None
+
+    @property
     def ends_at_s(self) -> float:
         """Monotonic time at which the last action has been held for its `step_s`."""
         return self.made_at_s + len(self) * self.step_s

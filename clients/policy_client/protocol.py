@@ -31,6 +31,7 @@ class InferOptions(TypedDict, total=False):
     continuity: str | Mapping[str, Any] | None  # how the chunk goes on from the one before: a mode, or a map with it
     captured_ms: float | None  # when the observation was true, by the robot's clock; row 0 is due then
     delay_ms: float | None  # how long after that the robot begins to play the chunk, and ends the one before
+    reasoning: str | Mapping[str, Any] | None  # what a policy that reasons acts on: a mode, or a map with it
     smoothing: Mapping[str, Any] | None  # the chunk is the mean over copies of the observation with noise
 
 

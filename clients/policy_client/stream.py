@@ -12,7 +12,7 @@ from policy_client.connecting import connect_options
 from policy_client.errors import PolicyClientError, RequestTimeout, StreamRefusal
 from policy_client.protocol import InferOptions
 from policy_client.stream_link import StreamLink
-from policy_client.stream_protocol import Continuity, StreamProtocol
+from policy_client.stream_protocol import Continuity, Reasoning, StreamProtocol
 from policy_client.stream_state import StreamState, StreamStats
 
 
@@ -34,6 +34,7 @@ class PolicyStream(StreamLink):
         close_timeout_s: Time for the farewell.
         backoff: Pauses between attempts to connect.
         on_chunk: Called with each chunk that is newer than those before, in the stream's own thread.
+        on_reasoning: Called with each reasoning as it grows, and once it has ended; in the stream's own thread.
         on_error: Called with each refusal and each failure, in the stream's own threads. Neither may close the stream.
 
     Raises:
@@ -56,6 +57,7 @@ class PolicyStream(StreamLink):
         close_timeout_s: float = 1.0,
         backoff: Backoff | None = None,
         on_chunk: Callable[[ActionChunk], None] | None = None,
+        on_reasoning: Callable[[Reasoning], None] | None = None,
         on_error: Callable[[PolicyClientError], None] | None = None,
     ) -> None:
         super().__init__(
@@ -68,6 +70,7 @@ class PolicyStream(StreamLink):
             close_timeout_s=close_timeout_s,
             backoff=backoff or Backoff(),
             on_chunk=on_chunk,
+            on_reasoning=on_reasoning,
             on_error=on_error,
         )
 

@@ -19,7 +19,7 @@ from policy_client.connecting import ATTEMPT_FAILURES, Attempts, awaiting, break
 from policy_client.errors import ConnectFailed, ConnectionLost, PolicyClientError, ProtocolError, StreamRefusal
 from policy_client.outbox import Outbox, Waiting
 from policy_client.protocol import Frame
-from policy_client.stream_protocol import StreamProtocol
+from policy_client.stream_protocol import Reasoning, StreamProtocol
 from policy_client.stream_state import Refusals, StreamState, error_code
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class StreamLink:
         close_timeout_s: float,
         backoff: Backoff,
         on_chunk: Callable[[ActionChunk], None] | None,
+        on_reasoning: Callable[[Reasoning], None] | None,
         on_error: Callable[[PolicyClientError], None] | None,
     ) -> None:
         check_url(url)
@@ -53,7 +54,7 @@ class StreamLink:
         self.close_timeout_s = close_timeout_s
         self.backoff = backoff
         self._connect_options = {**connect_options, "create_connection": self._make}
-        self._on_chunk, self._on_error = on_chunk, on_error
+        self._on_chunk, self._on_reasoning, self._on_error = on_chunk, on_reasoning, on_error
         self._changed = threading.Condition()  # guards all that follows
         self._protocol = protocol
         self._outbox = Outbox()
@@ -263,6 +264,8 @@ class StreamLink:
             self._note(received.refusal)
         if received.chunk is not None:
             _tell(self._on_chunk, received.chunk)
+        if received.reasoning is not None:
+            _tell(self._on_reasoning, received.reasoning)
 
     def _note(self, error: PolicyClientError) -> None:
         with self._changed:

@@ -20,6 +20,22 @@ Continuity: TypeAlias = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Reasoning:
+    """What a policy thinks, in words.
+
+    Attributes:
+        number: Counts the session's reasonings from 1.
+        text: From the first word on, as far as it has come.
+        ended: Empty while it goes on; then "complete", "tokens" or "time" (the most that there may be of either), or
+            "given".
+    """
+
+    number: int
+    text: str
+    ended: str
+
+
+@dataclass(frozen=True)
 class Received:
     """What one frame of the server means to the robot."""
 
@@ -27,6 +43,7 @@ class Received:
     refusal: StreamRefusal | None = None
     pong: bytes | None = None  # to be sent at once
     set_again: bytes | None = None  # to be sent before the next observation
+    reasoning: Reasoning | None = None  # of this episode
     ignored: bool = False  # a chunk that came twice, late or for an earlier episode
 
 
@@ -195,6 +212,9 @@ class StreamProtocol:
             case "ping":
                 pong = {"type": "pong", "sent_ns": _count(message, "sent_ns"), "robot_ns": round(1e9 * now_s)}
                 return Received(pong=pack(pong))
+            case "reasoning" if _count(message, "episode") == self.episode:
+                text, ended = str(message.get("text", "")), str(message.get("ended", ""))
+                return Received(reasoning=Reasoning(_count(message, "number"), text, ended))
             case _:
                 return Received()
 

@@ -1,13 +1,11 @@
 """The two cameras that look at Meta-World's scenes: one beside the table, one on the wrist."""
 
-import atexit
-import os
-import sys
-import weakref
 from typing import Any
 
 import mujoco
 import numpy as np
+
+from policy_sim.offscreen import Offscreen
 
 CAMERAS = ("static", "wrist")
 
@@ -35,59 +33,28 @@ class Cameras:
         self._model = model
         _mount_wrist(model)
         model.vis.quality.offsamples = 0
-        model.vis.global_.offwidth = model.vis.global_.offheight = size_px
-        gl = _gl_context(size_px)
-        gl.make_current()
-        self._gl = gl
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._finalizer = weakref.finalize(self, _free, gl, self._context)
-        # MuJoCo shuts EGL down at exit, and registered that when EGL was imported; what comes later is called earlier.
-        self._finalizer.atexit = False
-        atexit.register(self._finalizer)
-
+        self._offscreen = Offscreen(model, size_px)
         self._scene = mujoco.MjvScene(model, _MAX_GEOMS)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = 0  # goals are drawn as sites, and nothing else that matters is
         self._views = {"static": _static_view(), "wrist": _wrist_view(model)}
-        self._rect = mujoco.MjrRect(0, 0, size_px, size_px)
 
     def render(self, data: Any) -> dict[str, np.ndarray]:
         """Return what each camera sees, {name: (size_px, size_px, 3) uint8}."""
-        self._gl.make_current()
         mujoco.mj_camlight(self._model, data)  # else the wrist's camera stays where it was at the last physics step
         images = {}
         for name, view in self._views.items():
             mujoco.mjv_updateScene(
                 self._model, data, self._option, None, view, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
             )
-            mujoco.mjr_render(self._rect, self._scene, self._context)
-            image = np.empty((self.size_px, self.size_px, 3), dtype=np.uint8)
-            mujoco.mjr_readPixels(image, None, self._rect, self._context)
-            images[name] = np.ascontiguousarray(image[::-1])  # GL's first row is the lowest
+            images[name] = self._offscreen.render(self._scene)
         return images
 
     def close(self) -> None:
         """Free what the GL library holds; the object cannot render afterwards."""
-        self._finalizer()
-        atexit.unregister(self._finalizer)
-
-
-def _gl_context(size_px: int) -> Any:
-    # MuJoCo takes a window system unless told otherwise before its import; a server has none, but EGL.
-    if sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
-        from mujoco.egl import GLContext
-
-        return GLContext(size_px, size_px)
-    return mujoco.GLContext(size_px, size_px)
-
-
-def _free(gl: Any, context: Any) -> None:
-    gl.make_current()
-    context.free()
-    gl.free()
+        self._offscreen.close()
 
 
 def _static_view() -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from policy_models.normalizer import Normalizer
-from policy_models.spec import Observation, PolicySpec, SamplingOptions
+from policy_models.spec import Observation, PolicySpec, Reasoning, SamplingOptions
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -55,12 +55,14 @@ class GraphCall:
             the same branches; None where there are no branches.
         cotangent: Shaped like the graph's first output. The answer then holds as `GRADIENT` what it gives multiplied by
             the Jacobian of that output by the input `DIFFERENTIATED`. Only engines that are differentiable do this.
+        said: What the policy has said so far, from the first word on, if it has said more since its last call.
     """
 
     graph: str
     inputs: Tensors
     way: Hashable = None
     cotangent: np.ndarray | None = None
+    said: str = ""
 
 
 class Steered(Protocol):
@@ -85,6 +87,8 @@ class Graph:
         steered: The same function in the form that can be recorded, if the values of inputs decide what `module` runs.
         differentiated: The same function in a form without branches, for its gradient by `DIFFERENTIATED`; None if that
             is not to be exported.
+        lengths: Axes of inputs, besides the first, that may have any length: input, axis, and a name that axes of equal
+            length share.
     """
 
     module: Any
@@ -93,6 +97,7 @@ class Graph:
     exported: Any = None
     steered: Steered | None = None
     differentiated: Any = None
+    lengths: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,16 @@ class Outcome:
     Attributes:
         actions: (H, A) float32, in the robot's units.
         memory: What the session must hand to the next request; see `Program.begin`.
+        reasoning: What conditioned the actions; None for policies that do not reason.
     """
 
     actions: np.ndarray
     memory: Tensors
+    reasoning: Reasoning | None = None
 
 
 Dialogue = Generator[GraphCall, Tensors, Outcome]
+Thought = Generator[GraphCall, Tensors, Reasoning]
 
 
 class Program(Protocol):
@@ -140,3 +148,25 @@ class Program(Protocol):
             UnsuitableOptions: The dialogue raises it when it is begun.
             UnsuitableGoal: Likewise.
         """
+
+
+class ReasoningProgram(Program, Protocol):
+    """A program that can say what it thinks, apart from acting on it.
+
+    Its `infer` reasons first, unless `SamplingOptions.reasoning` says what to act on.
+    """
+
+    def reason(self, observation: Observation, *, until_s: float, question: str | None = None) -> Thought:
+        """Reason about one observation, a token at a time; what it says travels in `GraphCall.said`.
+
+        Args:
+            observation: Fits `spec`.
+            until_s: Monotonic time from which on no further token is asked for.
+            question: Asked in place of the instruction; what it says is then an answer.
+
+        Raises:
+            UnsuitableGoal: The dialogue raises it when it is begun.
+        """
+
+    def hear(self, observation: Observation, text: str) -> Thought:
+        """Take `text` for what was reasoned about an observation; raises as `reason` does."""

@@ -201,6 +201,30 @@ class MotionLimits:
 
 
 @dataclass(frozen=True)
+class ReasoningSpec:
+    """How a policy that reasons in words does it unless a request says otherwise.
+
+    Attributes:
+        tokens: The most tokens of one reasoning.
+        budget_s: The most time for one; it then acts on what it has.
+        every_s: How old a reasoning may become before the next begins.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    tokens: int
+    budget_s: float = 10.0
+    every_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or not self.budget_s > 0 or not self.every_s >= 0:
+            raise ValueError(
+                "reasoning needs at least one token and some time, "
+                f"got {self.tokens} tokens, {self.budget_s} s and {self.every_s} s"
+            )
+
+
+@dataclass(frozen=True)
 class PolicySpec:
     """Everything a client, an engine or a page must know about one policy. Written once, in the bundle.
 
@@ -214,6 +238,7 @@ class PolicySpec:
         window: Observations that the policy looks back on, T.
         sampler: How it is sampled; None for policies that are not diffusion policies.
         motion: How fast actions may change; None if nothing but their own limits holds them.
+        reasoning: How it reasons in words; None for policies that do not.
     """
 
     __pydantic_config__ = _STRICT
@@ -227,6 +252,7 @@ class PolicySpec:
     window: int = 1
     sampler: SamplerSpec | None = None
     motion: MotionLimits | None = None
+    reasoning: ReasoningSpec | None = None
 
     def __post_init__(self) -> None:
         if self.horizon < 1 or self.window < 1 or not self.step_s > 0:
@@ -257,6 +283,26 @@ class Observation:
     images: Mapping[str, np.ndarray]
     state: np.ndarray | None
     goal: np.ndarray | str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Reasoning:
+    """What a policy thinks, in words and as its action head takes it.
+
+    Attributes:
+        text: The words; empty if there are none.
+        features: (C,) float32; None where nothing is injected.
+        ended: What ended it: "complete" (the policy itself), "tokens" or "time" (the most that there may be of either),
+            "given" (a client said it), "none".
+        about: The observation that it is about, if what the policy made of that is kept in `seen`.
+        seen: Named arrays that need not be computed again for `about`.
+    """
+
+    text: str = ""
+    features: np.ndarray | None = None
+    ended: Literal["complete", "tokens", "time", "given", "none"] = "none"
+    about: Observation | None = None
+    seen: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,6 +339,7 @@ class SamplingOptions:
         sampler: A name from `diffusion.samplers.SAMPLERS`.
         guidance: Classifier-free guidance lambda.
         continuation: What the chunk goes on from; None begins from nothing.
+        reasoning: What a policy that reasons acts on; None lets it reason first.
     """
 
     seed: int
@@ -300,3 +347,4 @@ class SamplingOptions:
     sampler: str | None = None
     guidance: float | None = None
     continuation: Continuation | None = None
+    reasoning: Reasoning | None = None

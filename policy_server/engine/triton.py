@@ -211,6 +211,11 @@ class TritonInference:
         """See `Inference.capacity_hz`: of one robot at a time, on each server that is up."""
         return len(self._servers.up()) / self.chunk_s if self.chunk_s else math.inf
 
+    @property
+    def thinks(self) -> bool:
+        """See `Inference.thinks`: a program on Triton reasons while it acts, and a request has one answer."""
+        return False
+
     def begin(self) -> Tensors:
         """See `Inference.begin`."""
         return self._beginning
@@ -243,7 +248,7 @@ class TritonInference:
                 else:
                     raise _typed(error, self.name, deadline) from error
             else:
-                return _outcome(_tensors(reply), memory)
+                return kserve.unpack_reply(_tensors(reply), memory)
             finally:
                 server.outstanding -= 1
         raise EngineUnreachable(self.name, reason)
@@ -263,7 +268,7 @@ class TritonInference:
                 f"Triton at {server.url} has another bundle as version {self.version} of {self.name!r}: the digest of "
                 f"its policy.yaml is {got.decode()[:16]}..., wanted is {self._digest.decode()[:16]}..."
             )
-        return _outcome(tensors, self._beginning)
+        return kserve.unpack_reply(tensors, self._beginning)
 
     def load(self, server: TritonServer, versions: Sequence[int]) -> None:
         """Have one server load this version, of `versions` in use, and ask it; raises EngineUnavailable."""
@@ -311,10 +316,6 @@ def _tensors(reply: Any) -> dict[str, np.ndarray]:
         ).reshape(output.shape)
         for output, content in zip(reply.outputs, reply.raw_output_contents, strict=True)
     }
-
-
-def _outcome(tensors: Tensors, memory: Tensors) -> Outcome:
-    return Outcome(tensors[kserve.ACTIONS][0], kserve.unpack_memory(tensors, 0, memory))
 
 
 def _typed(error: RpcError, policy: str, deadline: "Deadline") -> PolicyServerError:

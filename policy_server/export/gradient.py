@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from policy_models.program import COTANGENT, DIFFERENTIATED, GRADIENT, Graph
 
 # Operations that torch's exporter to ONNX does not know, though torch knows what they are made of.
-_UNKNOWN: Sequence[Any] = [torch.ops.aten.silu_backward.default]
+_UNKNOWN: Sequence[Any] = [torch.ops.aten.silu_backward.default, torch.ops.aten.mish_backward.default]
 _BATCH = 61
 
 
@@ -42,6 +42,37 @@ def gradient_of(graph: Graph) -> Graph:
     return Graph(_Traced(run, list(inputs.values())), inputs, (*graph.outputs, GRADIENT))
 
 
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    known = cast(dict[Any, Callable[..., Any]], get_decompositions(_UNKNOWN))
+    return {**known, torch.ops.aten.convolution_backward.default: _convolution_backward}
+
+
+def _convolution_backward(
+    cotangent: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: list[int] | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    output_mask: list[bool],
+) -> tuple[Tensor, None, None]:
+    """Return the gradient by x: the transposed convolution of the cotangent, or the plain one of a transposed one."""
+    assert output_mask == [True, False, False], "weights are constants here"
+    missing = [0] * len(stride)
+    if not transposed:
+        for i, (s, p, d) in enumerate(zip(stride, padding, dilation, strict=True)):
+            reached = (cotangent.shape[2 + i] - 1) * s - 2 * p + d * (weight.shape[2 + i] - 1) + 1
+            missing[i] = x.shape[2 + i] - reached
+    gradient = torch.ops.aten.convolution.default(
+        cotangent, weight, None, stride, padding, dilation, not transposed, missing, groups
+    )
+    return gradient, None, None
+
+
 class _Traced(torch.nn.Module):
     """A function as the operations that it runs."""
 
@@ -52,9 +83,7 @@ class _Traced(torch.nn.Module):
         # Fused attention has a backward pass that only torch knows; plain attention is made of plain operations.
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")
-            trace = make_fx(
-                run, cast(Any, get_decompositions(_UNKNOWN)), tracing_mode="symbolic", _allow_non_fake_inputs=True
-            )
+            trace = make_fx(run, cast(Any, _decompositions()), tracing_mode="symbolic", _allow_non_fake_inputs=True)
             self.operations = trace(*batch)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -14,16 +14,15 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset20 as op
-from safetensors.torch import save_file
 
 import policy_models.precision  # noqa: F401  (registers the operators that are translated below)
 from policy_models.program import Graph
-from policy_server.weights import FILE, describe_transposed
+from policy_server.weights import FILE, write_weights
 
 logger = logging.getLogger(__name__)
 
 # Higher than any batch that is served; torch.export wants a bound.
-_MAX_BATCH = 1024
+_MAX_BATCH, _MAX_LENGTH = 1024, 1 << 16
 # Smaller constants stay inside the graph.
 _SHARED_BYTES = 1024
 
@@ -37,8 +36,8 @@ def export_graphs(
 ) -> None:
     """Write `<name>.onnx` for every graph, and the weights that they refer to, into `folder`.
 
-    Opset 20, first axis of every tensor dynamic. A constant that is a stored tensor, or one turned round, is not
-    written again but read from the weights.
+    Opset 20, first axis of every tensor dynamic, and what a graph's `lengths` name. A constant that is a stored tensor,
+    or one turned round, is not written again but read from the weights.
 
     Args:
         graphs: By name; they decide which matrices are stored turned round.
@@ -61,12 +60,7 @@ def export_graphs(
     transposed = frozenset(match.tensor for match in every) - as_they_are
     path = folder / FILE
     logger.info("writing %s", FILE)
-    save_file(
-        {name: (t.T if name in transposed else t).contiguous() for name, t in weights.items()},
-        path,
-        metadata=describe_transposed(transposed),
-    )
-    path.chmod(0o644)  # the library makes it readable by its maker alone
+    write_weights(path, stored, transposed)
     places = _places(path)
     for name, model in models.items():
         for match in matches[name]:
@@ -84,12 +78,14 @@ class _Match:
 
 
 def to_onnx(graph: Graph) -> ir.Model:
-    """Return one graph in opset 20, the first axis of every input and output dynamic, with its weights inside."""
+    """Return one graph in opset 20, its weights inside; first axes and `lengths` are dynamic."""
     # The exporter reports its stages and torchvision's absence at level WARNING, its helpers every node at INFO.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     for helper in ("onnx_ir", "onnxscript"):
         logging.getLogger(helper).setLevel(logging.WARNING)
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    names = {length for axes in graph.lengths.values() for length in axes.values()}
+    lengths = {name: torch.export.Dim(name, min=2, max=_MAX_LENGTH) for name in names}
     with warnings.catch_warnings(), torch.no_grad():
         # torch 2.13 calls deprecated parts of its own from inside the exporter.
         warnings.simplefilter("ignore")
@@ -98,7 +94,12 @@ def to_onnx(graph: Graph) -> ir.Model:
             kwargs={"inputs": dict(graph.inputs)},
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
-            dynamic_shapes={"inputs": {input_name: {0: batch} for input_name in graph.inputs}},
+            dynamic_shapes={
+                "inputs": {
+                    name: {0: batch, **{axis: lengths[length] for axis, length in graph.lengths.get(name, {}).items()}}
+                    for name in graph.inputs
+                }
+            },
             opset_version=20,
             dynamo=True,
             verbose=False,
@@ -121,7 +122,8 @@ def _index(stored: Mapping[str, np.ndarray]) -> dict[tuple[Any, ...], tuple[str,
 
 
 def _signature(array: np.ndarray) -> tuple[Any, ...]:
-    sample = array.flat[np.linspace(0, array.size - 1, 64).astype(np.int64)]
+    # Drawn, not evenly spaced: those can be just the diagonal of a square matrix, which a transpose leaves as it is.
+    sample = array.flat[np.random.default_rng(0).integers(0, array.size, 64)]
     return array.shape, array.dtype.str, sample.tobytes()
 
 

@@ -183,7 +183,7 @@ def graph_ports(graph: Path) -> tuple[tuple[kserve.Port, ...], tuple[kserve.Port
         found = []
         for value in values:
             assert value.name is not None and value.dtype is not None and value.shape is not None, "exported here"
-            shape = tuple(length for length in tuple(value.shape)[1:] if isinstance(length, int))
+            shape = tuple(length if isinstance(length, int) else -1 for length in tuple(value.shape)[1:])
             kind: Any = value.dtype.numpy().name
             found.append(kserve.Port(value.name, kind, shape))
         return tuple(found)

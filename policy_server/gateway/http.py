@@ -3,7 +3,8 @@
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
@@ -24,6 +25,7 @@ _MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msg
 _BODY_S = 30.0
 _spec_adapter = TypeAdapter(PolicySpec)
 
+ModelT = TypeVar("ModelT", bound=BaseModel)
 PolicyName = Annotated[str, Path(description="A policy's name, as `GET /v1/policies` lists them.")]
 
 
@@ -60,6 +62,23 @@ class ActResponse(BaseModel):
     seed: int = Field(description="Send it back as `options.seed` to get this chunk again.")
     clamped: int = Field(description="How many numbers were moved to the limits of the spec.")
     infer_ms: float
+    reasoning: str | None = Field(None, description="What it acts on, of a policy that reasons in words.")
+
+
+class AskRequest(BaseModel):
+    """A question about a scene."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    observation: dict[str, Any] = Field(description="As in `act`.")
+    question: str = Field(min_length=1, max_length=4000, examples=["What is on the table?"])
+
+
+class AskResponse(BaseModel):
+    """What the policy says to it."""
+
+    answer: str
+    ended: str = Field(description="`complete`, or `tokens` or `time` where it had more to say than it may.")
 
 
 class ErrorDetails(BaseModel):
@@ -128,11 +147,12 @@ def make_router(catalog: Catalog, traffic: Traffic, max_message_bytes: int) -> A
         tags=["act"],
         summary="Answer one observation with a chunk of actions.",
         response_model=ActResponse,
+        response_model_exclude_none=True,
         openapi_extra={"requestBody": _request_body(catalog)},
     )
     async def act(name: PolicyName, request: Request) -> Response:
         policy = catalog[name]
-        body, in_msgpack = await _read_request(request, max_message_bytes)
+        body, in_msgpack = await _read_request(request, ActRequest, max_message_bytes)
         with traffic:
             runtime = policy.runtime
             session = runtime.sessions.get(body.session) if body.session else runtime.begin_session()
@@ -149,7 +169,25 @@ def make_router(catalog: Catalog, traffic: Traffic, max_message_bytes: int) -> A
             "seed": chunk.seed,
             "clamped": chunk.guard.clamped,
             "infer_ms": chunk.infer_ms,
+            **({} if chunk.thought is None else {"reasoning": chunk.thought.reasoning.text}),
         }
+        return Response(pack(reply), media_type=_MSGPACK[0]) if in_msgpack else JSONResponse(reply)
+
+    @router.post(
+        "/v1/policies/{name}/ask",
+        tags=["act"],
+        summary="Ask a policy that reasons in words about a scene.",
+        response_model=AskResponse,
+        openapi_extra={"requestBody": _body_of(AskRequest)},
+    )
+    async def ask(name: PolicyName, request: Request) -> Response:
+        policy = catalog[name]
+        body, in_msgpack = await _read_request(request, AskRequest, max_message_bytes)
+        with traffic:
+            said = await policy.runtime.ask(
+                body.observation, body.question, tenant=tenant_of(request.scope), listen=lambda _: None
+            )
+        reply = {"answer": said.text, "ended": said.ended}
         return Response(pack(reply), media_type=_MSGPACK[0]) if in_msgpack else JSONResponse(reply)
 
     @router.delete("/v1/policies/{name}/sessions/{session}", tags=["act"], summary="End an episode.", status_code=204)
@@ -172,8 +210,8 @@ def _summary(policy: ServedPolicy, default: str) -> PolicySummary:
     )
 
 
-async def _read_request(request: Request, limit_bytes: int) -> tuple[ActRequest, bool]:
-    """Return the request and whether it came in msgpack."""
+async def _read_request(request: Request, model: type[ModelT], limit_bytes: int) -> tuple[ModelT, bool]:
+    """Return what a request holds, and whether it came in msgpack."""
     announced_bytes = int(request.headers.get("content-length", 0))
     if announced_bytes > limit_bytes:
         raise MessageTooBig(announced_bytes, limit_bytes)
@@ -205,7 +243,7 @@ async def _read_request(request: Request, limit_bytes: int) -> tuple[ActRequest,
     if not isinstance(raw, dict):
         raise MalformedMessage(f"the body is a {type(raw).__name__}, expected a map with 'observation'")
     try:
-        return ActRequest.model_validate(raw), media_type in _MSGPACK
+        return model.model_validate(raw), media_type in _MSGPACK
     except ValidationError as error:
         details = error.errors()[0]
         raise MalformedMessage(f"{'.'.join(map(str, details['loc']))!r}: {details['msg']}") from error
@@ -216,11 +254,17 @@ def _example(policy: ServedPolicy) -> dict[str, Any]:
 
 
 def _request_body(catalog: Catalog) -> Mapping[str, Any]:
-    examples = {policy.bundle.name: {"value": _example(policy)} for policy in catalog if not policy.bundle.spec.cameras}
+    return _body_of(
+        ActRequest,
+        {policy.bundle.name: {"value": _example(policy)} for policy in catalog if not policy.bundle.spec.cameras},
+    )
+
+
+def _body_of(model: type[BaseModel], examples: Mapping[str, Any] = MappingProxyType({})) -> Mapping[str, Any]:
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": ActRequest.model_json_schema(), "examples": examples},
+            "application/json": {"schema": model.model_json_schema(), "examples": dict(examples)},
             _MSGPACK[0]: {"schema": {"type": "string", "format": "binary"}},
         },
     }

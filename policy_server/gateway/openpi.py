@@ -91,6 +91,7 @@ class _Connection:
                 "step_s": chunk.step_s,
                 "seed": chunk.seed,
                 "clamped": chunk.guard.clamped,
+                **({} if chunk.thought is None else {"reasoning": chunk.thought.reasoning.text}),
             }
         )
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from policy_server.runtime.continuity import Joint
 from policy_server.runtime.guard import GuardReport
+from policy_server.runtime.thinking import Thought
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class ActionChunk:
         guard: What the guard did to it.
         infer_ms: Inference, with the wait for its turn.
         joint: How it goes on from the chunk before.
+        thought: What it acts on; None for policies that do not reason.
         radius: Of smoothing, see `smoothing.Smoothed`; None for a chunk that is not smoothed.
         engine: Name of what computed it.
         version: The publisher's version of the policy that answered.
@@ -33,3 +35,4 @@ class ActionChunk:
     version: str
     joint: Joint
     radius: float | None = None
+    thought: Thought | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from policy_models.diffusion.samplers import SAMPLERS
-from policy_models.spec import Continuation, SamplingOptions
+from policy_models.spec import Continuation, Reasoning, SamplingOptions
 from policy_server.errors import InvalidOption
 
 
@@ -67,6 +67,12 @@ class RequestOptions(BaseModel):
         "`mode` and its keys.",
         examples=["rtc"],
     )
+    reasoning: Any = Field(
+        None,
+        description="For policies that reason: what the chunk acts on, latest, fresh, none or given; or a map with "
+        "`mode` and its keys.",
+        examples=["latest"],
+    )
     # Its schema is inlined: this one is part of another, and references would lead nowhere there.
     smoothing: Annotated[SmoothingOptions, WithJsonSchema(SmoothingOptions.model_json_schema())] | None = Field(
         None, description="Answer with the mean over copies of the observation with noise, and say how robust it is."
@@ -87,15 +93,18 @@ class RequestOptions(BaseModel):
         examples=[120],
     )
 
-    def sampling(self, row: int = 0, continuation: Continuation | None = None) -> SamplingOptions:
+    def sampling(
+        self, row: int = 0, continuation: Continuation | None = None, reasoning: Reasoning | None = None
+    ) -> SamplingOptions:
         """Return what the policy's program needs to know, with a fresh seed unless one was asked for.
 
         Args:
             row: Place in a request that holds several observations; each has the seed after that of the one before.
             continuation: What the chunk goes on from.
+            reasoning: What it acts on.
         """
         seed = random.getrandbits(63) if self.seed is None else self.seed + row
-        return SamplingOptions(seed, self.steps, self.sampler, self.guidance, continuation)
+        return SamplingOptions(seed, self.steps, self.sampler, self.guidance, continuation, reasoning)
 
 
 DEFAULT_OPTIONS = RequestOptions()

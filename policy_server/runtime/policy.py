@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 
 from policy_models.program import Outcome
-from policy_models.spec import Observation, PolicySpec
-from policy_server.errors import DeadlineExceeded
+from policy_models.spec import Observation, PolicySpec, Reasoning
+from policy_server.errors import DeadlineExceeded, InvalidOption
 from policy_server.runtime.admission import Admission
 from policy_server.runtime.chunking import ActionChunk
 from policy_server.runtime.continuity import (
@@ -22,11 +23,13 @@ from policy_server.runtime.continuity import (
     read_continuity,
 )
 from policy_server.runtime.deadline import Deadline
+from policy_server.runtime.inference import Listen, ThinkingInference
 from policy_server.runtime.options import RequestOptions
 from policy_server.runtime.queue import Queue
 from policy_server.runtime.request import Request, Timing
 from policy_server.runtime.session import Session, Sessions
 from policy_server.runtime.smoothed import answer
+from policy_server.runtime.thinking import LATEST, Fresh, Latest, Scene, Thought, read_thinking
 from policy_server.runtime.track import Sent, given_before, rows_at, rows_left
 from policy_server.runtime.version import Version
 
@@ -75,11 +78,14 @@ class PolicyRuntime:
         spec, inference = version.spec, version.inference
         observation = await version.read(request.inputs)
         started_at_s = time.monotonic()
+        thought = await self._think(session, observation, request, deadline)
         continuity = request.continuity or self._way(request.options, spec)
         timing = _timing(request, started_at_s)
         playing = session.track.find(timing.playing)
         moment = Moment(timing.captured_at_s, timing.delay_s, playing, inference.differentiable)
-        sampling = request.options.sampling(continuation=continuity.begin(moment, spec))
+        sampling = request.options.sampling(
+            continuation=continuity.begin(moment, spec), reasoning=thought.reasoning if thought else None
+        )
 
         async def infer(observation: Observation) -> Outcome:
             return await inference.infer(observation, session.memory, sampling, deadline, request.tenant)
@@ -107,7 +113,49 @@ class PolicyRuntime:
             version.label,
             joint(continuity, moment, spec),
             radius,
+            thought or _thought_within(outcome),
         )
+
+    async def _think(
+        self, session: Session, observation: Observation, request: Request, deadline: Deadline
+    ) -> Thought | None:
+        """Return what a chunk acts on; None where the policy does not reason, or does so while it acts."""
+        wish, version = request.options.reasoning, session.version
+        if version.spec.reasoning is None:
+            if wish is not None:
+                raise InvalidOption(f"'options.reasoning': {self.name!r} does not reason")
+            return None
+        way = LATEST if wish is None else read_thinking(wish)
+        if version.inference.thinks:
+            inference = cast(ThinkingInference, version.inference)
+            return await way.choose(session.mind, Scene(observation, inference, version.spec, deadline, request.tenant))
+        if not isinstance(way, Fresh | Latest):
+            raise InvalidOption(f"'options.reasoning' is {way.mode!r}, which cannot be had where this policy runs")
+        return None
+
+    async def ask(self, inputs: Mapping[str, Any], question: str, *, tenant: str, listen: Listen) -> Reasoning:
+        """Answer a question about a scene in words.
+
+        Args:
+            inputs: As in `Request.inputs`; the instruction among them is not looked at.
+            question: In words.
+            tenant: Who pays for it.
+            listen: Is told what it has said so far.
+
+        Raises:
+            InvalidOption: The policy has no words.
+            ObservationError: See `act`; also for a question that is empty or too long.
+            Unavailable: See `act`.
+        """
+        version = self.version
+        if version.spec.reasoning is None or not version.inference.thinks:
+            raise InvalidOption(f"{self.name!r} answers no questions")
+        with self.queue:
+            observation = await version.read({**inputs, "prompt": question})
+            until_s = time.monotonic() + min(self._timeout_s, version.spec.reasoning.budget_s)
+            return await cast(ThinkingInference, version.inference).reason(
+                observation, until_s=until_s, tenant=tenant, listen=listen, question=question
+            )
 
     def _way(self, options: RequestOptions, spec: PolicySpec) -> Continuity:
         return self._continuity if options.continuity is None else read_continuity(options.continuity, spec)
@@ -144,6 +192,11 @@ class PolicyRuntime:
         """Stop every version."""
         for version in (self.version, *self._retiring):
             version.inference.close()
+
+
+def _thought_within(outcome: Outcome) -> Thought | None:
+    """Return what an outcome was reasoned with, where that was not known before."""
+    return None if outcome.reasoning is None else Thought(0, outcome.reasoning, "", time.monotonic())
 
 
 def _stands_still(request: Request) -> bool:

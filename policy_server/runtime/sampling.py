@@ -1,6 +1,6 @@
 """Drives programs' dialogues with an engine to their end: one alone, or several that share its batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import cast
 
 import numpy as np
@@ -11,7 +11,7 @@ from policy_server.errors import Abandoned, InvalidOption, UnusableGoal
 from policy_server.runtime.deadline import Deadline
 
 
-def begin(dialogue: Dialogue) -> GraphCall:
+def begin(dialogue: Generator[GraphCall, Tensors, object]) -> GraphCall:
     """Return the first call of a fresh dialogue; raises StopIteration with the outcome if it asks no graph.
 
     Raises:

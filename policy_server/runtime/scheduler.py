@@ -4,16 +4,18 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
-from policy_models.program import Dialogue, Outcome, Program, Tensors
-from policy_models.spec import Observation, SamplingOptions
+from policy_models.program import GraphCall, Outcome, Program, ReasoningProgram, Tensors
+from policy_models.spec import Observation, Reasoning, SamplingOptions
 from policy_server.engine.base import Engine
 from policy_server.errors import DeadlineExceeded, Draining
 from policy_server.runtime.batching import Shares, Work, choose, kind_of
 from policy_server.runtime.costs import MOST_ROWS, Costs, Kind
 from policy_server.runtime.deadline import Deadline
+from policy_server.runtime.inference import Listen
 from policy_server.runtime.sampling import begin, run_together
 
 logger = logging.getLogger(__name__)
@@ -21,8 +23,11 @@ logger = logging.getLogger(__name__)
 # After so long without a run, what runs cost is not known well enough to refuse anything for it.
 _STALE_S = 1.0
 _COURSES = 256
+# So long after everything else is reasoning due: whatever acts goes before it, between any two tokens.
+_NO_HURRY_S = 600.0
 
 Run = tuple[Kind, int]
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(eq=False)
@@ -31,20 +36,27 @@ class Job(Work):
 
     Attributes:
         dialogue: It.
+        listen: Is told what it says; None if nobody cares.
         course: Dialogues with the same value have the same calls.
         answered: The future of whoever waits, on the event loop.
         is_wanted: Whether somebody still waits.
         runs: Those that answered its calls so far, as if it had been alone: their kinds and rows.
     """
 
-    dialogue: Dialogue = field(kw_only=True)
+    dialogue: Generator[GraphCall, Tensors, Any] = field(kw_only=True)
+    listen: Listen | None = field(kw_only=True)
     course: Hashable = field(kw_only=True)
-    answered: "asyncio.Future[Outcome]" = field(kw_only=True)
+    answered: "asyncio.Future[Any]" = field(kw_only=True)
     is_wanted: bool = True
     runs: list[Run] = field(default_factory=list)
 
+    def say(self) -> None:
+        """Pass on what the dialogue has said, if it has said more."""
+        if self.call.said and self.listen is not None and not (loop := self.answered.get_loop()).is_closed():
+            loop.call_soon_threadsafe(self.listen, self.call.said)
 
-Result = tuple[Job, Outcome | Exception]
+
+Result = tuple[Job, Any]
 
 
 class Scheduler:
@@ -87,6 +99,11 @@ class Scheduler:
         """See `Inference.capacity_hz`."""
         return self.costs.capacity_hz()
 
+    @property
+    def thinks(self) -> bool:
+        """See `Inference.thinks`."""
+        return self.program.spec.reasoning is not None
+
     def begin(self) -> Tensors:
         """See `Inference.begin`."""
         return self.program.begin()
@@ -100,11 +117,34 @@ class Scheduler:
         tenant: str = "",
     ) -> Outcome:
         """See `Inference.infer`."""
-        way = options.continuation
-        course = (options.steps, options.sampler, way and (way.gradients, way.warm_steps))
+        way, thought = options.continuation, options.reasoning
+        course = (
+            options.steps,
+            options.sampler,
+            way and (way.gradients, way.warm_steps),
+            thought and (thought.features is None, thought.about is observation),
+        )
         return await self.run(self.program.infer(observation, memory, options), deadline, tenant, course)
 
-    async def run(self, dialogue: Dialogue, deadline: Deadline, tenant: str = "", course: Hashable = None) -> Outcome:
+    async def reason(
+        self, observation: Observation, *, until_s: float, tenant: str, listen: Listen, question: str | None = None
+    ) -> Reasoning:
+        """See `Inference.reason`."""
+        thought = cast(ReasoningProgram, self.program).reason(observation, until_s=until_s, question=question)
+        return await self.run(thought, Deadline(until_s + _NO_HURRY_S), tenant, "reason", listen)
+
+    async def hear(self, observation: Observation, text: str, deadline: Deadline, tenant: str) -> Reasoning:
+        """See `Inference.hear`."""
+        return await self.run(cast(ReasoningProgram, self.program).hear(observation, text), deadline, tenant, "hear")
+
+    async def run(
+        self,
+        dialogue: Generator[GraphCall, Tensors, ResultT],
+        deadline: Deadline,
+        tenant: str = "",
+        course: Hashable = None,
+        listen: Listen | None = None,
+    ) -> ResultT:
         """Answer one dialogue.
 
         Args:
@@ -112,6 +152,7 @@ class Scheduler:
             deadline: Of its outcome.
             tenant: Who pays for it.
             course: Dialogues with the same value have the same calls, so that one tells how long the next will take.
+            listen: Is told on the event loop what it says.
 
         Raises:
             DeadlineExceeded: It cannot be done by then.
@@ -120,10 +161,10 @@ class Scheduler:
         try:
             call = begin(dialogue)
         except StopIteration as finished:  # it asks no graph, so it needs no thread
-            outcome: Outcome = finished.value
+            outcome: ResultT = finished.value
             return outcome
-        answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        job = Job(call, deadline.at_s, tenant, dialogue=dialogue, course=course, answered=answered)
+        answered: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
+        job = Job(call, deadline.at_s, tenant, dialogue=dialogue, listen=listen, course=course, answered=answered)
         job.needs_s = self._needs_s(job)
         with self._ready:
             if self._closed:
@@ -227,6 +268,7 @@ class Scheduler:
             try:
                 job.ask(job.dialogue.send(reply))
                 job.needs_s = self._needs_s(job)
+                job.say()
             except StopIteration as finished:
                 self._learn(job)
                 results.append((job, finished.value))

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from policy_models.program import Tensors
+from policy_server.runtime.thinking import Mind
 from policy_server.runtime.track import Track
 from policy_server.runtime.version import Version
 
@@ -16,11 +17,13 @@ class Session:
     Attributes:
         lock: Held while an observation is answered.
         track: The chunks that it was sent.
+        mind: What the policy thinks, if it reasons.
         memory: What the policy remembers of the episode.
     """
 
     def __init__(self, version: Version) -> None:
         self.track = Track()
+        self.mind = Mind()
         self.lock = asyncio.Lock()  # requests of one session are answered one after the other
         self.used_at_s = time.monotonic()
         self._join(version)
@@ -35,12 +38,14 @@ class Session:
         if self.version is not current and not self.in_episode:
             self.version.sessions.discard(self)
             self._join(current)
+            self.mind.clear()
         return self.version
 
     def reset(self) -> None:
         """Begin a new episode."""
         self.memory = self._beginning
         self.track.clear()
+        self.mind.clear()
 
     def _join(self, version: Version) -> None:
         self.version = version

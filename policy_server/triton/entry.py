@@ -107,7 +107,7 @@ class TritonPythonModel:
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 return _refusal(outcome)
-            rows.append(kserve.pack_reply(outcome.actions, outcome.memory, self._digest))
+            rows.append(kserve.pack_reply(outcome, self._digest))
         tensors = [pb_utils.Tensor(name, np.stack([row[name] for row in rows])) for name in rows[0]]
         return pb_utils.InferenceResponse(output_tensors=tensors)
 

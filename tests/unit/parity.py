@@ -70,7 +70,7 @@ def _draw(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     elif len(shape) == 1:
         value = 1 + 0.1 * n if key.endswith(("weight", ".g")) else 0.1 * n
     else:
-        gain = 0.3 if "film" in key else 2.0 if "router" in key else 1.0
+        gain = 0.3 if "film" in key or "adaLN" in key else 2.0 if "router" in key else 1.0
         value = gain * n / np.sqrt(float(np.prod(shape[1:])))
     return np.asarray(value, dtype=np.float32)
 

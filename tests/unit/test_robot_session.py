@@ -1,14 +1,14 @@
 """One robot's session, whatever becomes of its messages on their way."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy_models.spec import PolicySpec, VectorSpec
+from policy_models.spec import PolicySpec, Reasoning, VectorSpec
 from policy_server.errors import DeadlineExceeded
 from policy_server.gateway.stream.messages import Cancel, Hello, Observe, Pong, Reset, Set
 from policy_server.gateway.stream.outbox import Outbox
@@ -17,6 +17,7 @@ from policy_server.gateway.traffic import Traffic
 from policy_server.runtime.chunking import ActionChunk
 from policy_server.runtime.continuity import Joint
 from policy_server.runtime.guard import GuardReport
+from policy_server.runtime.thinking import Mind, Thought
 
 SPEC = PolicySpec(action=VectorSpec(("x",), ("m",)), state=VectorSpec(("x",), ("m",)), horizon=2, step_s=0.1)
 CHUNK = ActionChunk(np.zeros((2, 1), np.float32), 0.1, 0, GuardReport(), 1.0, "test", "1", Joint("replace"))
@@ -27,6 +28,7 @@ class FakeSession:
     """Counts its resets."""
 
     resets: int = 0
+    mind: Mind = field(default_factory=Mind)
 
     def reset(self) -> None:
         self.resets += 1
@@ -302,3 +304,27 @@ async def test_the_delay_is_what_the_robot_says_or_what_recent_chunks_took(said_
     (request,) = robot.runtime.asked
     assert request.timing.delay_s == pytest.approx(0.35 if said_ms is None else 0.12)
     assert request.timing.playing == 9
+
+
+async def test_a_reasoning_that_grows_is_told_as_far_as_it_has_come_and_waits_for_no_slow_robot() -> None:
+    robot = Robot()
+    mind = robot.runtime.session.mind
+    for text in ("The", "The red", "The red cube"):
+        mind.listen(Thought(1, Reasoning(text), "sort", 0.0, goes_on=True))
+    told = await robot.outbox.next()
+    assert (told["type"], told["number"], told["text"], told["ended"]) == ("reasoning", 1, "The red cube", "")
+    mind.listen(Thought(1, Reasoning("The red cube", ended="complete"), "sort", 0.0))
+    assert (await robot.outbox.next())["ended"] == "complete"
+
+
+async def test_a_chunk_names_the_reasoning_that_it_acts_on() -> None:
+    robot = Robot()
+    robot.observe(1)
+    thought = Thought(3, Reasoning("Go left.", ended="complete"), "sort", 0.0)
+    await robot.answer(replace(CHUNK, thought=thought))
+    chunk = await robot.outbox.next()
+    assert {k: chunk["reasoning"][k] for k in ("number", "text", "ended")} == {
+        "number": 3,
+        "text": "Go left.",
+        "ended": "complete",
+    }

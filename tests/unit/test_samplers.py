@@ -11,7 +11,8 @@ from policy_models.diffusion.samplers import SAMPLERS, run
 from policy_models.diffusion.schedules import SCHEDULES, NoiseLevels, karras
 
 LEVELS = NoiseLevels(0.02, 1.0, 7.0)
-DETERMINISTIC = ("euler", "heun", "dpm_2", "ddim", "dpmpp_2s", "dpmpp_2m", "lms")
+# What is sampled here stays within [-1, 1], where ddim_clipped is ddim; test_divla_heads.py has it beyond.
+DETERMINISTIC = ("euler", "heun", "dpm_2", "ddim", "ddim_clipped", "dpmpp_2s", "dpmpp_2m", "lms")
 STOCHASTIC = tuple(name for name in SAMPLERS if name not in DETERMINISTIC)
 
 

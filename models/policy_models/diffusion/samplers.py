@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.polynomial import Polynomial
 
-Array = Any  # numpy.ndarray or torch.Tensor: only arithmetic with floats is used
+Array = Any  # numpy.ndarray or torch.Tensor: only arithmetic with floats and clip are used
 Noise = Callable[[], Array]
 Steps = Generator[tuple[Array, float], Array, Array]
 
@@ -69,6 +69,17 @@ def ddim(x: Array, sigmas: Sequence[float], noise: Noise) -> Steps:
     for sigma, sigma_next in pairwise(sigmas):
         D = yield x, sigma
         x = _towards(x, D, sigma_next / sigma)
+    return x
+
+
+def ddim_clipped(x: Array, sigmas: Sequence[float], noise: Noise) -> Steps:
+    """DDIM as diffusers runs it with clip_sample: D is clipped to [-1, 1], the direction of the noise is not.
+
+    The noise that D left in x, eps = (x - D) / sigma, is that of the unclipped D (use_clipped_model_output False).
+    """
+    for sigma, sigma_next in pairwise(sigmas):
+        D = yield x, sigma
+        x = D.clip(-1.0, 1.0) + (x - D) * (sigma_next / sigma)
     return x
 
 
@@ -234,6 +245,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "dpm_2": dpm_2,
     "dpm_2_ancestral": dpm_2_ancestral,
     "ddim": ddim,
+    "ddim_clipped": ddim_clipped,
     "dpmpp_2s": dpmpp_2s,
     "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
     "dpmpp_2m": dpmpp_2m,

@@ -30,6 +30,9 @@ class NoiseLevels:
             raise ValueError(f"noise levels need 0 < sigma_min <= sigma_max, got {self.sigma_min} and {self.sigma_max}")
 
 
+# Training steps of every policy that was trained with diffusers' "squaredcos_cap_v2".
+SQUAREDCOS_STEPS = 100
+
 Sigmas = tuple[float, ...]
 Schedule = Callable[[int, NoiseLevels], Sigmas]
 
@@ -94,6 +97,35 @@ def iddpm(steps: int, levels: NoiseLevels) -> Sigmas:
     return _descending(within[np.round((len(within) - 1) / max(steps - 1, 1) * np.arange(steps)).astype(int)])
 
 
+def squaredcos(steps: int, levels: NoiseLevels) -> Sigmas:
+    """The levels of `squaredcos_sigmas` that DDIM visits with "leading" spacing; it ignores `levels`.
+
+    Sampling starts from N(0, 1 + sigma_0^2) rather than N(0, sigma_0^2), see `unit_start`.
+    """
+    if steps > SQUAREDCOS_STEPS:
+        raise ValueError(f"squaredcos has {SQUAREDCOS_STEPS} levels, fewer than {steps} steps")
+    visited = np.arange(steps) * (SQUAREDCOS_STEPS // steps)
+    return _descending(squaredcos_sigmas()[visited[::-1]])
+
+
+def squaredcos_sigmas() -> np.ndarray:
+    """Return the level of each training step of a policy trained with "squaredcos_cap_v2", ascending; (100,) float64.
+
+    These are the cosine schedule (Nichol and Dhariwal 2021, eq. 17) of Diffusion Policy and what follows it. A variance
+    preserving x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps, divided by sqrt(alpha_bar), is x_0 + sigma eps.
+    """
+    s, T = 0.008, SQUAREDCOS_STEPS
+    f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
+    betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    alpha_bar = np.cumprod(1 - betas)
+    return np.sqrt((1 - alpha_bar) / alpha_bar)
+
+
+def unit_start(sigma: float) -> float:
+    """Return the deviation that x has at `sigma` where a variance preserving process starts from N(0, 1)."""
+    return math.sqrt(1 + sigma**2)
+
+
 def _descending(positive: np.ndarray) -> Sigmas:
     # Checkpoints were trained and published with float32 levels, so samplers see the same rounding.
     return (*(float(sigma) for sigma in positive.astype(np.float32)), 0.0)
@@ -108,4 +140,5 @@ SCHEDULES: Mapping[str, Schedule] = {
     "ve": ve,
     "cosine_beta": cosine_beta,
     "iddpm": iddpm,
+    "squaredcos": squaredcos,
 }

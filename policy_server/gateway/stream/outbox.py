@@ -1,4 +1,4 @@
-"""What waits to be sent to one robot. Bounded: the newest chunk takes the place of one that has not left yet."""
+"""What waits to be sent to one robot. Bounded: the newest of what is superseded takes the place of one not sent yet."""
 
 import asyncio
 from collections import deque
@@ -19,13 +19,14 @@ class Close:
 
 
 class Outbox:
-    """The messages of one connection, in their order, and the newest chunk after them.
+    """The messages of one connection, in their order; the newest reasoning after them, and the newest chunk last.
 
     A robot that reads slowly misses chunks; one that hardly reads at all misses the oldest of the others too.
     """
 
     def __init__(self) -> None:
         self._others: deque[Frame] = deque(maxlen=_MOST)
+        self._reasoning: Frame | None = None
         self._chunk: Frame | None = None
         self._close: Close | None = None
         self._wake = asyncio.Event()
@@ -33,6 +34,11 @@ class Outbox:
     def put(self, message: Frame) -> None:
         """Add a message."""
         self._others.append(message)
+        self._wake.set()
+
+    def put_reasoning(self, reasoning: Frame) -> None:
+        """Add a reasoning, as far as it has come, in place of one that waits."""
+        self._reasoning = reasoning
         self._wake.set()
 
     def put_chunk(self, chunk: Frame) -> None:
@@ -54,6 +60,9 @@ class Outbox:
         while True:
             if self._others:
                 return self._others.popleft()
+            if self._reasoning is not None:
+                reasoning, self._reasoning = self._reasoning, None
+                return reasoning
             if self._chunk is not None:
                 chunk, self._chunk = self._chunk, None
                 return chunk

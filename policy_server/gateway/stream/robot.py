@@ -20,6 +20,7 @@ from policy_server.runtime.delay import DelayQuantile
 from policy_server.runtime.options import read_options
 from policy_server.runtime.policy import PolicyRuntime
 from policy_server.runtime.request import Request, Timing
+from policy_server.runtime.thinking import Thought
 
 _NS = 1e-9
 _NOTHING_SET = Set.model_construct(revision=0, inputs={}, options=None)
@@ -76,6 +77,7 @@ class RobotSession:
         self._tenant = tenant
         self._traffic = traffic
         self._session = runtime.begin_session()
+        self._session.mind.listen = self._tell
         self._set: Set = _NOTHING_SET
         self._origin_ns: int | None = None
         self._waiting: Arrival | None = None
@@ -197,6 +199,10 @@ class RobotSession:
             self._tenant,
         )
 
+    def _tell(self, thought: Thought) -> None:
+        if self.outbox is not None:
+            self.outbox.put_reasoning({"type": "reasoning", "episode": self.episode, **_thought(thought)})
+
     def _reply(self, message: Observe, chunk: ActionChunk, timings: Mapping[str, float]) -> dict[str, Any]:
         return {
             "type": "chunk",
@@ -225,11 +231,21 @@ class RobotSession:
                 "fallback": chunk.guard.fallback,
             },
             **({} if chunk.radius is None else {"radius": chunk.radius}),
+            **({} if chunk.thought is None else {"reasoning": _thought(chunk.thought)}),
         }
 
     def _refuse(self, error: Exception, seq: int) -> None:
         if self.outbox is not None:
             self.outbox.put(error_message(error, seq))
+
+
+def _thought(thought: Thought) -> dict[str, Any]:
+    return {
+        "number": thought.number,
+        "text": thought.reasoning.text,
+        "ended": "" if thought.goes_on else thought.reasoning.ended,
+        "age_ms": 1e3 * (time.monotonic() - thought.begun_at_s),
+    }
 
 
 def error_message(error: Exception, seq: int | None = None) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""DiVLA: a vision-language model that reasons in words, and a diffusion head that its reasoning is injected into."""
