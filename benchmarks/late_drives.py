@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from policy_client import PolicyClient
-from policy_models.success import wilson
 from policy_sim.closed_loop import chunk_seed
 from policy_sim.episode import held_out_tasks
 from policy_sim.late_chunks import (
@@ -26,6 +25,7 @@ from policy_sim.meta_world import MetaWorld
 from policy_sim.meta_world_episode import held_out_seeds
 from policy_sim.meta_world_tasks import SCENES, TASKS
 from policy_sim.point_maze import PointMaze
+from policy_sim.success import wilson
 
 TICK_S = 0.05
 EXECUTE, EVERY, OFTEN = 8, 4, 2  # control steps

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import inspect
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from policy_sim.sorting_episode import (
     random_policy,
     run_episode,
 )
+from policy_sim.success import wilson
 
 
 def over_the_network(client: PolicyClient, *, seed: int) -> Policy:
@@ -62,14 +62,6 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def interval_95(successes: int, count: int) -> tuple[float, float]:
-    """Return Wilson's score interval of a rate, 95 %."""
-    z, rate = 1.96, successes / count
-    centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
-    margin = z * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return max(0.0, centre - margin), min(1.0, centre + margin)
-
-
 def _drive(policy: str, tasks: int, held_out: bool, execute: int, options: Mapping[str, Any]) -> list[Episode]:
     """Sort one set of tasks with what the command line names."""
     drawn = evaluation_tasks(tasks, held_out=held_out)
@@ -89,7 +81,7 @@ def _drive(policy: str, tasks: int, held_out: bool, execute: int, options: Mappi
 
 
 def _rate(right: Sequence[bool]) -> dict[str, Any]:
-    low, high = interval_95(sum(right), len(right))
+    low, high = wilson(sum(right), len(right))
     return {"rate": round(sum(right) / len(right), 4), "interval_95": [round(low, 4), round(high, 4)], "of": len(right)}
 
 

@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import logging
 import textwrap
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,11 +94,9 @@ class _Words:
 
     def __init__(self) -> None:
         self.text = ""
-        self._lock = threading.Lock()
 
     def hear(self, reasoning: Reasoning) -> None:
-        with self._lock:
-            self.text = reasoning.text
+        self.text = reasoning.text
 
 
 def _frame(moment: Moment) -> Image.Image:

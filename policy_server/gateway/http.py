@@ -184,9 +184,7 @@ def make_router(catalog: Catalog, traffic: Traffic, max_message_bytes: int) -> A
         policy = catalog[name]
         body, in_msgpack = await _read_request(request, AskRequest, max_message_bytes)
         with traffic:
-            said = await policy.runtime.ask(
-                body.observation, body.question, tenant=tenant_of(request.scope), listen=lambda _: None
-            )
+            said = await policy.runtime.ask(body.observation, body.question, tenant_of(request.scope))
         reply = {"answer": said.text, "ended": said.ended}
         return Response(pack(reply), media_type=_MSGPACK[0]) if in_msgpack else JSONResponse(reply)
 

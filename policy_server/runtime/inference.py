@@ -55,7 +55,13 @@ class ThinkingInference(Inference, Protocol):
     """One whose policy can say what it thinks, apart from acting on it."""
 
     async def reason(
-        self, observation: Observation, *, until_s: float, tenant: str, listen: Listen, question: str | None = None
+        self,
+        observation: Observation,
+        *,
+        until_s: float,
+        tenant: str,
+        listen: Listen | None = None,
+        question: str | None = None,
     ) -> Reasoning:
         """Reason about one observation, behind whatever acts; see `ReasoningProgram.reason`.
 

@@ -23,7 +23,7 @@ from policy_server.runtime.continuity import (
     read_continuity,
 )
 from policy_server.runtime.deadline import Deadline
-from policy_server.runtime.inference import Listen, ThinkingInference
+from policy_server.runtime.inference import ThinkingInference
 from policy_server.runtime.options import RequestOptions
 from policy_server.runtime.queue import Queue
 from policy_server.runtime.request import Request, Timing
@@ -133,14 +133,13 @@ class PolicyRuntime:
             raise InvalidOption(f"'options.reasoning' is {way.mode!r}, which cannot be had where this policy runs")
         return None
 
-    async def ask(self, inputs: Mapping[str, Any], question: str, *, tenant: str, listen: Listen) -> Reasoning:
+    async def ask(self, inputs: Mapping[str, Any], question: str, tenant: str) -> Reasoning:
         """Answer a question about a scene in words.
 
         Args:
             inputs: As in `Request.inputs`; the instruction among them is not looked at.
             question: In words.
             tenant: Who pays for it.
-            listen: Is told what it has said so far.
 
         Raises:
             InvalidOption: The policy has no words.
@@ -154,7 +153,7 @@ class PolicyRuntime:
             observation = await version.read({**inputs, "prompt": question})
             until_s = time.monotonic() + min(self._timeout_s, version.spec.reasoning.budget_s)
             return await cast(ThinkingInference, version.inference).reason(
-                observation, until_s=until_s, tenant=tenant, listen=listen, question=question
+                observation, until_s=until_s, tenant=tenant, question=question
             )
 
     def _way(self, options: RequestOptions, spec: PolicySpec) -> Continuity:

@@ -127,7 +127,13 @@ class Scheduler:
         return await self.run(self.program.infer(observation, memory, options), deadline, tenant, course)
 
     async def reason(
-        self, observation: Observation, *, until_s: float, tenant: str, listen: Listen, question: str | None = None
+        self,
+        observation: Observation,
+        *,
+        until_s: float,
+        tenant: str,
+        listen: Listen | None = None,
+        question: str | None = None,
     ) -> Reasoning:
         """See `Inference.reason`."""
         thought = cast(ReasoningProgram, self.program).reason(observation, until_s=until_s, question=question)

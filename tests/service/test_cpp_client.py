@@ -1,6 +1,5 @@
 """The C++ client: built with sanitizers, then led by the hand against a scripted server and a real one."""
 
-import json
 import math
 import queue
 import shutil
@@ -8,25 +7,21 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request, Response
-from websockets.sync.server import Server, ServerConnection, serve
 
 from policy_client.codec import pack, unpack
 from tests.conftest import RunningServer
+from tests.service.cpp_robot import Robot, leashed
+from tests.service.scripted_door import PATIENCE_S, ROWS, WELCOME, Door, ScriptedServer, scripted_server
 
 SOURCE = Path(__file__).parents[2] / "clients" / "cpp"
-PATIENCE_S = 20.0
-ROWS = np.array([[1 / 3, -2.5e-8], [3.4e38, -0.0], [0.1, 7]], np.float32)
 
 
 def _missing() -> str:
@@ -65,136 +60,10 @@ def _run(*command: object) -> str:
     return done.stdout
 
 
-class ScriptedServer:
-    """Speaks docs/stream.md in the words of the test, which takes each connection in its own thread."""
-
-    def __init__(self, server: Server) -> None:
-        self.port: int = server.socket.getsockname()[1]
-        self.status = HTTPStatus.SWITCHING_PROTOCOLS
-        self.connections: queue.Queue[ServerConnection] = queue.Queue()
-        self.over = threading.Event()
-
-    def accept(self, **welcome: Any) -> tuple["Door", dict[str, Any]]:
-        """Return the next connection, greeted, and the hello that it began with."""
-        door = Door(self.connections.get(timeout=PATIENCE_S))
-        hello = door.receive("hello")
-        door.send("welcome", **{**WELCOME, **welcome})
-        return door, hello
-
-
-WELCOME = {
-    "protocol": 1,
-    "session": "5f0c",
-    "resume": "secret",
-    "resumed": False,
-    "seq": 0,
-    "episode": 0,
-    "grace_s": 30.0,
-    "policy": "tiny",
-    "max_message_bytes": 16 * 2**20,
-    "spec": {"a later server": ["says", {"more": None}]},
-}
-
-
-class Door:
-    """One connection, seen from the server."""
-
-    def __init__(self, connection: ServerConnection) -> None:
-        self.connection = connection
-
-    def send(self, type_: str, **fields: Any) -> None:
-        self.connection.send(pack({"type": type_, **fields}))
-
-    def receive(self, type_: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
-        message: dict[str, Any] = unpack(self.connection.recv(timeout_s))
-        assert message.pop("type") == type_
-        return message
-
-    def answer(self, observation: Mapping[str, Any], actions: np.ndarray = ROWS, **fields: Any) -> None:
-        echoed = {name: observation[name] for name in ("seq", "episode", "captured_ns")}
-        self.send("chunk", **{**echoed, "actions": actions, "step_s": 0.05, "seed": 4711, **fields})
-
-    def close_code(self) -> int | None:
-        """Read on until the robot has closed, and return the code it gave."""
-        with suppress(ConnectionClosed):
-            while True:
-                self.connection.recv(PATIENCE_S)
-        return self.connection.close_code
-
-    def cut(self) -> None:
-        """End the connection as a broken network does."""
-        self.connection.socket.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.fixture
 def scripted() -> Iterator[ScriptedServer]:
-    def handle(connection: ServerConnection) -> None:
-        here.connections.put(connection)
-        here.over.wait()
-
-    def admit(connection: ServerConnection, _: Request) -> Response | None:
-        if here.status is HTTPStatus.SWITCHING_PROTOCOLS:
-            return None
-        return connection.respond(here.status, '{"error": {"code": "unauthorized"}}')
-
-    options: dict[str, Any] = {"compression": None, "max_size": None, "max_queue": 2, "close_timeout": 1}
-    with serve(handle, "127.0.0.1", 0, process_request=admit, **options) as server:
-        here = ScriptedServer(server)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield here
-        here.over.set()
-        server.shutdown()
-        thread.join()
-
-
-@dataclass
-class Robot:
-    """A C++ robot on a leash: `conversation`, told what to do line by line."""
-
-    process: subprocess.Popen[str]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, failure: object, *_: object) -> None:
-        if failure:
-            self.process.kill()
-        errors = self.process.communicate(timeout=PATIENCE_S)[1]  # the end of its input ends it; then leaks are told
-        assert failure or self.process.returncode == 0, f"the robot ended with {self.process.returncode}:\n{errors}"
-
-    def ask(self, command: str) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(command, file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline() or self._failure())
-
-    def wait_for(self, command: str, **wanted: Any) -> dict[str, Any]:
-        """Ask until the answer holds what is wanted."""
-        until_s = time.monotonic() + PATIENCE_S
-        while True:
-            answer = self.ask(command)
-            if answer and wanted.items() <= answer.items():
-                return answer
-            assert time.monotonic() < until_s, f"{command} says {answer}, expected {wanted}"
-            time.sleep(0.02)
-
-    def quit(self) -> float:
-        """End it in good order, and return how many milliseconds the stream took to end."""
-        ended_in_ms: float = self.ask("quit")["ended_in_ms"]
-        assert self.process.wait(PATIENCE_S) == 0, self._failure()
-        return ended_in_ms
-
-    def _failure(self) -> str:
-        raise AssertionError(f"the robot ended with {self.process.wait()}:\n{self.process.communicate()[1]}")
-
-
-@contextmanager
-def leashed(built: Path, port: int, **options: object) -> Iterator[Robot]:
-    words = [str(word) for option in {"port": port, "policy": "tiny", **options}.items() for word in option]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with Robot(subprocess.Popen([built / "conversation", *words], text=True, **pipes)) as robot:
-        yield robot
+    with scripted_server() as server:
+        yield server
 
 
 @pytest.fixture

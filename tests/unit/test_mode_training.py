@@ -24,8 +24,8 @@ from policy_models.mode.dataset import (
 )
 from policy_models.mode.network import ModeDiT
 from policy_models.mode.tokenizer import learn_merges, make_tokenizer
-from policy_models.success import summary
 from policy_sim.meta_world_tasks import SCENES, TASKS
+from policy_sim.success import summary
 
 NAMES = tuple(TASKS)
 TEXT = TextConfig(512 + 40 + 2, width=16, layers=1, heads=2, context=40, projection=8)

@@ -225,7 +225,7 @@ async def test_whatever_acts_goes_before_the_next_word(slow) -> None:
 
 async def test_a_question_is_answered_in_words(robot) -> None:
     inputs = {"state": np.zeros(1, np.float32)}
-    answer = await robot.runtime.ask(inputs, "What is there?", tenant="", listen=lambda _: None)
+    answer = await robot.runtime.ask(inputs, "What is there?", tenant="")
     assert answer.text == "What is there?"
 
 
@@ -234,7 +234,7 @@ async def test_policies_that_do_not_reason_refuse_the_option_and_questions() -> 
     with pytest.raises(InvalidOption, match="does not reason"):
         await robot.act(reasoning="latest")
     with pytest.raises(InvalidOption, match="answers no questions"):
-        await robot.runtime.ask({}, "Why?", tenant="", listen=lambda _: None)
+        await robot.runtime.ask({}, "Why?", tenant="")
     robot.scheduler.close()
 
 

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from policy_models import success
 from policy_models.beso.program import BesoProgram
 from policy_models.program import Dialogue, Outcome
 from policy_models.spec import Observation, SamplingOptions
+from policy_sim import success
 from policy_sim.episode import LIMIT_STEPS, Episode, Task, random_policy, run_episode
 from policy_sim.expert import WaypointExpert
 from policy_sim.pictures import plot_paths

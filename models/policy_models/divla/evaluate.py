@@ -15,7 +15,6 @@ from tqdm import tqdm
 from policy_models.divla.program import DivlaProgram
 from policy_models.program import Outcome
 from policy_models.spec import Observation, Reasoning, SamplingOptions
-from policy_models.success import summary
 from policy_server.bundle import load_bundle
 from policy_server.engine.base import ENGINES, Engine
 from policy_server.runtime.sampling import resume
@@ -24,9 +23,7 @@ from policy_sim.sorting_episode import CAMERA, Answer, Episode, Policy, evaluati
 from policy_sim.sorting_expert import think, wrong_reasoning
 from policy_sim.sorting_scene import Scene
 from policy_sim.sorting_words import THOUGHTS, Thought, say
-
-# What a chunk acts on: given the program, an observation and the truth. None lets the policy reason about what it sees.
-Words = Callable[[Scene], str | None]
+from policy_sim.success import summary
 
 
 @dataclass(frozen=True)

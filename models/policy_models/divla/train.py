@@ -1,7 +1,6 @@
 """Trains a small DiVLA from nothing: a language model that sees a table, reasons about it and sorts what lies there."""
 
 import argparse
-import inspect
 import json
 import logging
 import math
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +27,7 @@ from policy_models.divla.prompt import Template, Vocabulary
 from policy_models.divla.tokenizer import learn_tokenizer
 from policy_models.normalizer import Normalizer
 from policy_models.spec import CameraSpec, GoalSpec, PolicySpec, ReasoningSpec, SamplerSpec, VectorSpec
+from policy_models.training import load_or_make, read_history, training_options
 from policy_sim.sorting_camera import SIZE_PX
 from policy_sim.sorting_demos import Settings, collect
 from policy_sim.sorting_scene import STEP_S, TOP_SPEED_M_S
@@ -139,6 +138,7 @@ class Learner(nn.Module):
 
 def train(
     learner: Learner,
+    config: DivlaConfig,
     demonstrations: Demonstrations,
     *,
     steps: int | None,
@@ -180,21 +180,20 @@ def train(
                 saved_s = now_s
                 facts: dict[str, Any] = {"optimiser_steps": taken, "minutes": round((now_s - began_s) / 60, 1)}
                 facts |= {"batch": _BATCH, "peak_rate": rate, "seed": seed, "losses": smooth.round(4).tolist()}
-                facts["held_out_losses"] = held_out_losses(learner, held_out)
+                facts["held_out_losses"] = held_out_losses(config, average.shadow, held_out)
                 logger.info("%s", facts)
                 save_file(_untied(average.shadow), checkpoint, {"training": json.dumps([*history, facts])})
 
 
 @torch.no_grad()
-def held_out_losses(learner: Learner, held_out: Demonstrations) -> list[float]:
-    """Return both losses on every held-out observation, always with the same noise."""
-    learner.eval()
+def held_out_losses(config: DivlaConfig, weights: Mapping[str, Tensor], held_out: Demonstrations) -> list[float]:
+    """Return both losses of `weights` on every held-out observation, always with the same noise."""
+    judge = Learner(DivlaNetworks.of(config, _untied(weights)), config).eval()
     generator, parts = torch.Generator().manual_seed(0), []
     for rows in np.array_split(np.arange(len(held_out)), math.ceil(len(held_out) / 128)):
         batch = held_out.batch(rows, np.zeros(len(rows), dtype=bool))
-        losses = learner(batch, torch.zeros(len(rows), dtype=torch.bool), generator)
+        losses = judge(batch, torch.zeros(len(rows), dtype=torch.bool), generator)
         parts.append([len(rows) * loss.item() for loss in losses])
-    learner.train()
     return (np.sum(parts, axis=0) / len(held_out)).round(4).tolist()
 
 
@@ -219,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     config, spec, tokenizer = make_config(), make_spec(), make_tokenizer()
     checkpoint = options.weights or options.out.with_suffix(".training.safetensors")
-    demos = load_demos(options.data, options.jobs)
+    demos = load_or_make(options.data, lambda: collect(EPISODES, Settings(), jobs=options.jobs))
     normalizer = statistics_of(demos, spec.action.low, spec.action.high)
     if options.weights is None:
         vocabulary = Vocabulary(tokenizer)
@@ -230,13 +229,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         history = []
         if options.resume:
             networks.load(load_file(options.resume))
-            history = _read_history(options.resume)
+            history = read_history(options.resume)
         learner = Learner(networks, config)
         count = sum(p.numel() for p in networks.parameters())
         logger.info("%.2f million parameters, %d observations", count / 1e6, len(seen["image"]))
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         train(
             learner,
+            config,
             Demonstrations(seen, sentences, normalizer),
             steps=None if options.minutes else options.steps,
             minutes=options.minutes,
@@ -246,18 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             held_out=Demonstrations(unseen, sentences, normalizer),
             history=history,
         )
-    results: dict[str, Any] = {"training": _read_history(checkpoint)}
+    results: dict[str, Any] = {"training": read_history(checkpoint)}
     write_bundle(options.out, config, spec, tokenizer, normalizer, load_file(checkpoint), results)
-
-
-def load_demos(path: Path | None, jobs: int) -> Mapping[str, np.ndarray]:
-    """Read demonstrations from `path`, or make them, and keep them there if there is a path."""
-    if path is not None and path.exists():
-        return dict(np.load(path))
-    demos = collect(EPISODES, Settings(), jobs=jobs)
-    if path is not None:
-        np.savez_compressed(path, allow_pickle=False, **demos)
-    return demos
 
 
 def split(demos: Mapping[str, np.ndarray], held_out: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
@@ -304,26 +294,8 @@ def write_bundle(
     write(out, manifest, normalizer=normalizer, weights=weights, tokenizer=tokenizer)
 
 
-def _read_history(checkpoint: Path) -> list[dict[str, Any]]:
-    with safe_open(checkpoint, "pt") as file:
-        history: list[dict[str, Any]] = json.loads(file.metadata()["training"])
-    return history
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=inspect.getdoc(main), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write the policy to")
-    parser.add_argument("--data", type=Path, help="demonstrations (.npz); made, and kept here, if there are none")
-    how_long = parser.add_mutually_exclusive_group()
-    how_long.add_argument("--steps", type=int, default=STEPS, help="optimiser steps (default: %(default)s)")
-    how_long.add_argument("--minutes", type=float, help="train by the clock instead; not reproducible")
-    how_long.add_argument("--weights", type=Path, help="do not train; take these for the bundle")
-    parser.add_argument("--resume", type=Path, help="begin with these weights, saved by an earlier training")
-    parser.add_argument("--rate", type=float, default=_PEAK_RATE, help="peak learning rate (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and noise (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: %(default)s)")
+    parser = training_options(main, steps=STEPS, rate=_PEAK_RATE, threads=2)
     parser.add_argument("--jobs", type=int, default=1, help="processes that demonstrate (default: %(default)s)")
     return parser.parse_args(arguments)
 

@@ -15,7 +15,6 @@ import numpy as np
 from tqdm import tqdm
 
 from policy_models.spec import Observation, SamplingOptions
-from policy_models.success import summary
 from policy_server.bundle import Bundle, load_bundle
 from policy_server.engine.base import ENGINES, Engine
 from policy_server.runtime.sampling import drive
@@ -30,6 +29,7 @@ from policy_sim.meta_world_episode import (
     run_episode,
 )
 from policy_sim.meta_world_tasks import SCENES, TASKS, other_task
+from policy_sim.success import summary
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """Trains the MoDE policy that ships with the project: demonstrations in, a policy with its measured results out."""
 
 import argparse
-import inspect
 import json
 import logging
 import math
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -27,6 +25,7 @@ from policy_models.mode.network import ModeDiT, chosen
 from policy_models.mode.tokenizer import learn_merges, make_tokenizer
 from policy_models.normalizer import Normalizer, Statistics
 from policy_models.spec import CameraSpec, GoalSpec, PolicySpec, SamplerSpec, VectorSpec
+from policy_models.training import load_or_make, read_history, training_options
 from policy_sim.meta_world import SIZE_PX, STEP_S
 from policy_sim.meta_world_demos import Settings, collect
 from policy_sim.meta_world_tasks import TASKS
@@ -227,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert config.text is not None
     checkpoint = options.weights
     if checkpoint is None:
-        demos = load_demos(options.data, options.jobs)
+        demos = load_or_make(options.data, lambda: collect(EPISODES_PER_TASK, Settings(), jobs=options.jobs))
         phrases = Phrases([str(name) for name in demos["task_names"]], tokenizer, config.text)
         seen, unseen = split(demos["episode"], _HELD_OUT_PER_TASK, demos["task"])
         demonstrations, held_out = (
@@ -252,11 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rate=options.rate,
             checkpoint=checkpoint,
             held_out=held_out,
-            history=_read_history(options.resume) if options.resume else (),
+            history=read_history(options.resume) if options.resume else (),
         )
 
     weights = load_file(checkpoint)
-    results: dict[str, Any] = {"training": _read_history(checkpoint)}
+    results: dict[str, Any] = {"training": read_history(checkpoint)}
     write_bundle(options.out, config, tokenizer, weights, results)
     if options.episodes:
         from policy_models.mode.evaluate import conditions_of, measure, table
@@ -266,16 +265,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logger.info("%s", table(measured))
         results |= {"episodes_per_task": options.episodes, "conditions": measured}
         write_bundle(options.out, config, tokenizer, weights, results)
-
-
-def load_demos(path: Path | None, jobs: int) -> Mapping[str, np.ndarray]:
-    """Read demonstrations from `path`, or make them, and keep them there if there is a path."""
-    if path is not None and path.exists():
-        return dict(np.load(path))
-    demos = collect(EPISODES_PER_TASK, Settings(), jobs=jobs)
-    if path is not None:
-        np.savez_compressed(path, allow_pickle=False, **demos)
-    return demos
 
 
 def write_bundle(
@@ -310,26 +299,8 @@ def write_bundle(
     write(out, manifest, normalizer=normalizer, weights=weights, tokenizer=tokenizer)
 
 
-def _read_history(checkpoint: Path) -> list[dict[str, Any]]:
-    with safe_open(checkpoint, "pt") as file:
-        history: list[dict[str, Any]] = json.loads(file.metadata()["training"])
-    return history
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=inspect.getdoc(main), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write the policy to")
-    parser.add_argument("--data", type=Path, help="demonstrations (.npz); made, and kept here, if there are none")
-    how_long = parser.add_mutually_exclusive_group()
-    how_long.add_argument("--steps", type=int, default=STEPS, help="optimiser steps (default: %(default)s)")
-    how_long.add_argument("--minutes", type=float, help="train by the clock instead; not reproducible")
-    how_long.add_argument("--weights", type=Path, help="do not train; take these for the bundle")
-    parser.add_argument("--resume", type=Path, help="begin with these weights, saved by an earlier training")
-    parser.add_argument("--rate", type=float, default=_PEAK_RATE, help="peak learning rate (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and noise (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default: %(default)s)")
+    parser = training_options(main, steps=STEPS, rate=_PEAK_RATE, threads=1)
     parser.add_argument(
         "--episodes", type=int, default=50, help="to play of each task and condition; 0 for none (default: %(default)s)"
     )
