@@ -16,16 +16,20 @@ from typing import Literal
 import httpx
 import pytest
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer
 
 from policy_models.beso.config import BesoConfig
 from policy_models.beso.network import make_denoiser
+from policy_models.divla.config import DivlaConfig, EyesConfig, LanguageConfig, ScaleDpConfig
+from policy_models.divla.network import DivlaNetworks
+from policy_models.divla.tokenizer import learn_tokenizer
 from policy_models.mode.assembly import ModeNetworks
 from policy_models.mode.config import ImageConfig, ModeConfig, TextConfig, TransformerConfig, VisionConfig
 from policy_models.mode.tokenizer import learn_merges, make_tokenizer
 from policy_models.normalizer import Normalizer, Statistics
-from policy_models.spec import CameraSpec, GoalSpec, PolicySpec, SamplerSpec, VectorSpec
-from policy_server.bundle import FORMAT, Bundle, Manifest
+from policy_models.spec import CameraSpec, GoalSpec, PolicySpec, ReasoningSpec, SamplerSpec, VectorSpec
+from policy_server.bundle import FORMAT, Bundle, Manifest, load_bundle
 from policy_server.export.bundle import DEFAULT_TOLERANCE, write_bundle
 
 REPOSITORY = Path(__file__).parent.parent
@@ -35,13 +39,13 @@ ZOO = REPOSITORY / "models" / "zoo"
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A BESO bundle with random weights: chunks of 4, a window of 1."""
-    return _write_tiny(tmp_path_factory.mktemp("bundles") / "tiny", window=1, horizon=4)
+    return _made_once(tmp_path_factory, "tiny", lambda path: _write_tiny(path, window=1, horizon=4))
 
 
 @pytest.fixture(scope="session")
 def tiny_step_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A BESO bundle with random weights in upstream's configuration: one action, a window of 3."""
-    return _write_tiny(tmp_path_factory.mktemp("bundles") / "tiny-step", window=3, horizon=1)
+    return _made_once(tmp_path_factory, "tiny-step", lambda path: _write_tiny(path, window=3, horizon=1))
 
 
 @pytest.fixture(scope="session")
@@ -62,14 +66,66 @@ def camera_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def tiny_mode_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A MoDE bundle with random weights: two cameras and an instruction in, chunks of 4 out."""
-    return _write_tiny_mode(tmp_path_factory.mktemp("bundles") / "tiny-mode", "text")
+    return _made_once(tmp_path_factory, "tiny-mode", lambda path: _write_tiny_mode(path, "text"))
 
 
 @pytest.fixture(scope="session")
 def tiny_goal_image_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The same, but its goals are images."""
-    path = tmp_path_factory.mktemp("bundles") / "tiny-goal-image"
-    return _write_tiny_mode(path, "image")
+    return _made_once(tmp_path_factory, "tiny-goal-image", lambda path: _write_tiny_mode(path, "image"))
+
+
+@pytest.fixture(scope="session")
+def tiny_divla_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A DiVLA bundle with random weights: it reasons in 8 tokens, and acts on what it said."""
+    return _made_once(tmp_path_factory, "tiny-divla", _write_tiny_divla)
+
+
+def _made_once(factory: pytest.TempPathFactory, name: str, write: Callable[[Path], Bundle]) -> Bundle:
+    """Return a bundle that is made by whoever wants it first: to export one takes longer than most tests."""
+    root = factory.getbasetemp()
+    path = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "bundles" / name
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        return load_bundle(path) if path.exists() else write(path)
+
+
+def _write_tiny_divla(path: Path) -> Bundle:
+    torch.manual_seed(0)
+    tokenizer = learn_tokenizer(("put it there", "Take it.Next action:"), 300)
+    config = DivlaConfig(
+        ScaleDpConfig(1, 32, 2),
+        state_width=2,
+        action_width=2,
+        horizon=4,
+        eyes=EyesConfig(layers=1, width=32, heads=2),
+        language=LanguageConfig(300, 32, 1, 2, 1, 64, rope_sections=(2, 3, 3), context=96),
+        reasoning_tokens=8,
+        system="Sort.",
+    )
+    hand = VectorSpec(("x", "y"), ("m", "m"), (-1.0, -1.0), (1.0, 1.0))
+    spec = PolicySpec(
+        action=hand,
+        state=hand,
+        cameras=(CameraSpec("top", 28, 28),),
+        goal=GoalSpec("text", examples=("put it there",), longest=400),
+        horizon=4,
+        step_s=0.05,
+        sampler=SamplerSpec("ddim_clipped", "squaredcos", 3, 0.01, 100.0),
+        reasoning=ReasoningSpec(tokens=8, every_s=0.05),
+    )
+    networks = DivlaNetworks(config)
+    with torch.no_grad():  # reasonings must show in the actions
+        for name, parameter in networks.named_parameters():
+            if parameter.ndim > 1 and not name.startswith("vlm.model.visual"):
+                parameter.normal_(std=0.5)
+    scales = Statistics((0.0,) * 2, (1.0,) * 2, (-1.0,) * 2, (1.0,) * 2)
+    weights = {name: value for name, value in networks.state_dict().items() if "lm_head" not in name}
+    manifest = Manifest(
+        FORMAT, path.name, "divla", "1", "Random weights.", "Apache-2.0", spec, asdict(config), dict(DEFAULT_TOLERANCE)
+    )
+    normalizer = Normalizer(scales, scales, clip=1.0)
+    return write_bundle(path, manifest, normalizer=normalizer, weights=weights, tokenizer=tokenizer, gradients=False)
 
 
 def _write_tiny_mode(path: Path, goal: Literal["text", "image"]) -> Bundle:
