@@ -1,5 +1,6 @@
 """Bundles with random weights that take minutes to write: written once, and kept."""
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.settings import ROOT
 from policy_models.spec import PolicySpec
 from policy_server.bundle import Bundle, load_bundle
 from policy_server.errors import StartupError
@@ -17,7 +19,7 @@ Write = Callable[[Path, Any, PolicySpec], None]
 
 
 def kept_bundle(path: Path, config: Any, spec: PolicySpec, write: Write, hint: str) -> Bundle:
-    """Return the bundle at `path`, written first if it is not there, not whole, or of another make.
+    """Return the bundle at `path`, written first if it is not there, not whole, or made by other code.
 
     Args:
         path: Its folder.
@@ -26,13 +28,15 @@ def kept_bundle(path: Path, config: Any, spec: PolicySpec, write: Write, hint: s
         write: Writes it; a function that a process can be started with.
         hint: How large it is and how long that takes, for whoever waits.
     """
+    makers, note = _makers(), path.with_suffix(".made-by")
     if path.exists():
         try:
             bundle = load_bundle(path)
         except StartupError as error:
             tqdm.write(f"{path} is not whole: {error}")
         else:
-            if (bundle.config, bundle.spec) == (config, spec):
+            same_code = note.exists() and note.read_text(encoding="ascii") == makers
+            if same_code and (bundle.config, bundle.spec) == (config, spec):
                 return bundle
             tqdm.write(f"{path} is of another make")
         shutil.rmtree(path)
@@ -41,7 +45,18 @@ def kept_bundle(path: Path, config: Any, spec: PolicySpec, write: Write, hint: s
     process = get_context("spawn").Process(target=_write, args=(write, path, config, spec))
     process.start()
     process.join()
-    return load_bundle(path)
+    bundle = load_bundle(path)
+    note.write_text(makers, encoding="ascii")
+    return bundle
+
+
+def _makers() -> str:
+    """Return a digest of the code that a bundle's graphs and its golden case come from."""
+    digest = hashlib.sha256()
+    for folder in ("models/policy_models", "policy_server/export"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _write(write: Write, path: Path, config: Any, spec: PolicySpec) -> None:
