@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import yaml
@@ -30,12 +31,12 @@ PYTHON = os.environ.get("TRITON_PYTHON", "")
 class RunningTriton:
     """One Triton server, which can be killed and started again on the same ports."""
 
-    def __init__(self, repository: Path, options: Sequence[str] = ()) -> None:
+    def __init__(self, repository: Path, options: Sequence[str], log: IO[bytes]) -> None:
         self.repository = repository
         self.port, self._http_port, self._metrics_port = free_port(), free_port(), free_port()
         self.url = f"127.0.0.1:{self.port}"
         self._options = options
-        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115
+        self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self.client = InferenceServerClient(self.url)
 
@@ -84,12 +85,14 @@ class RunningTriton:
 @contextlib.contextmanager
 def running_triton(repository: Path, *options: str) -> Iterator[RunningTriton]:
     """Run a server over a repository for as long as the context lasts."""
-    triton = RunningTriton(repository, options)
-    try:
-        triton.start()
-        yield triton
-    finally:
-        triton.kill()
+    with tempfile.NamedTemporaryFile() as log:
+        triton = RunningTriton(repository, options, log)
+        try:
+            triton.start()
+            yield triton
+        finally:
+            triton.kill()
+            triton.client.close()
 
 
 def export(
