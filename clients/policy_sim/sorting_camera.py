@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from policy_sim.offscreen import Offscreen
-from policy_sim.sorting_scene import BIN_HALF_M, BIN_X_M, Scene
+from policy_sim.sorting_scene import BIN_HALF_M, BIN_X_M, MOST_THINGS, Scene
 from policy_sim.sorting_words import COLOURS, KINDS
 
 SIZE_PX = 112
 
-_MAX_THINGS = 3
 _RGBA = dict(
     zip(
         COLOURS,
@@ -70,7 +69,7 @@ class SortingCamera:
         mujoco.mj_forward(self._model, self._data)
         # MuJoCo turns a mesh to its principal axes; what it is turned by stands here.
         self._upright = self._data.geom_xmat.reshape(-1, 3, 3).copy()
-        names = [*_HAND_GEOMS, *(f"{kind}{i}" for i in range(_MAX_THINGS) for kind in KINDS)]
+        names = [*_HAND_GEOMS, *(f"{kind}{i}" for i in range(MOST_THINGS) for kind in KINDS)]
         self._ids = {name: (self._model.geom(name).id, self._model.geom(f"{name}-shadow").id) for name in names}
         self._offscreen = Offscreen(self._model, size_px)
         self._scene = mujoco.MjvScene(self._model, self._model.ngeom)
@@ -83,7 +82,7 @@ class SortingCamera:
 
     def render(self, scene: Scene) -> np.ndarray:
         """Return what the camera sees, (size_px, size_px, 3) uint8."""
-        for i in range(_MAX_THINGS):
+        for i in range(MOST_THINGS):
             for kind in KINDS:
                 self._place_thing(scene, i, kind)
         x_m, y_m = scene.hand
@@ -126,7 +125,7 @@ def _about_z(yaw_rad: float) -> np.ndarray:
 
 
 def _model_xml() -> str:
-    things = "".join(_solid_xml(f"{kind}{i}", _GEOMS[kind]) for i in range(_MAX_THINGS) for kind in KINDS)
+    things = "".join(_solid_xml(f"{kind}{i}", _GEOMS[kind]) for i in range(MOST_THINGS) for kind in KINDS)
     hand = "".join(_solid_xml(name, geom) for name, geom in _HAND_GEOMS.items())
     bins = "".join(_bin_xml(bin_) for bin_ in BIN_X_M)
     vertices, faces = _torus()

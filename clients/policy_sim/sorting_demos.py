@@ -15,8 +15,8 @@ from tqdm import tqdm
 from policy_sim.sorting import Sorting
 from policy_sim.sorting_camera import SIZE_PX
 from policy_sim.sorting_expert import act, plan, think
-from policy_sim.sorting_scene import BIN_X_M, FIRST_HELD_OUT_SEED, Scene, Task, draw_task
-from policy_sim.sorting_words import BINS, ORDERS, THOUGHTS, TRAINED, Thought, say
+from policy_sim.sorting_scene import BIN_X_M, FIRST_HELD_OUT_SEED, MOST_THINGS, Scene, Task, draw_task
+from policy_sim.sorting_words import BINS, ORDERS, THINGS, THOUGHTS, TRAINED, Thought, say
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ def collect(episodes: int, settings: Settings = Settings(), *, jobs: int = 1) ->
         reasoning: (N,) int64, index into `reasonings`.
         other_reasoning: (N,) int64, a reasoning that could be carried out too, whatever the order says.
         other_actions: (N, 16, 3) float32, what carries that out.
+        things: (N, 3) int64, what is on the table, index into `policy_sim.sorting_words.THINGS`; -1 for nothing.
+        places: (N, 3, 2) float32, where that is, x m, y m; zeros for nothing. A teacher may tell; no robot is told.
         instruction: (N,) int64, index into `instructions`.
         step: (N,) int64, control steps since the beginning of the episode.
         done: (N,) bool, whether the order is carried out.
@@ -181,6 +183,7 @@ def _try(world: Sorting, task: Task, settings: Settings, rng: np.random.Generato
                     "reasoning": np.array(sentences[say(thought)]),
                     "other_reasoning": np.array(sentences[say(other)]),
                     "other_actions": plan(world.scene, other),
+                    **_whereabouts(world.scene),
                     "instruction": np.array(instruction),
                     "step": np.array(step),
                     "done": np.array(world.scene.done),
@@ -197,6 +200,15 @@ def _try(world: Sorting, task: Task, settings: Settings, rng: np.random.Generato
             done_at = step
     demo = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return {**demo, "noise": np.array([level_m_s], dtype=np.float32)}
+
+
+def _whereabouts(scene: Scene) -> dict[str, np.ndarray]:
+    """Return what is where, as `collect` does."""
+    count = len(scene.places)
+    things, places = np.full(MOST_THINGS, -1), np.zeros((MOST_THINGS, 2), dtype=np.float32)
+    things[:count] = [THINGS.index(thing) for thing in scene.task.things]
+    places[:count] = scene.places
+    return {"things": things, "places": places}
 
 
 def _another(scene: Scene, thought: Thought | None, rng: np.random.Generator) -> Thought | None:

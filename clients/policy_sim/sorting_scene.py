@@ -25,7 +25,7 @@ BIN_X_M = {"left": -0.33, "right": 0.33}
 FIRST_HELD_OUT_SEED = 2**31  # demonstrations begin with smaller seeds, evaluations with this one and larger
 
 _APART_M = 0.17  # between the middles of two things, at the beginning
-_THINGS = (2, 3)  # fewest and most on one table
+_FEWEST_THINGS, MOST_THINGS = 2, 3  # on one table
 _FORMS: dict[Form, float] = {"thing": 0.4, "kind": 0.15, "colour": 0.15, "colours": 0.15, "kinds": 0.15}
 _TASK_STREAM = 5003  # set before the seed
 
@@ -163,7 +163,7 @@ def _things_for(order: Order, pool: frozenset[Combination], rng: np.random.Gener
         for thing in THINGS
         if thing not in things and ((bin_ := order.bin_of(thing)) is None or (thing, bin_) in pool)
     ]
-    missing = int(rng.integers(_THINGS[0], _THINGS[1] + 1)) - len(things)
+    missing = int(rng.integers(_FEWEST_THINGS, MOST_THINGS + 1)) - len(things)
     things += [others[i] for i in rng.choice(len(others), size=missing, replace=False)]
     return tuple(things[i] for i in rng.permutation(len(things)))
 

@@ -108,11 +108,14 @@ class Outcome:
         actions: (H, A) float32, in the robot's units.
         memory: What the session must hand to the next request; see `Program.begin`.
         reasoning: What conditioned the actions; None for policies that do not reason.
+        collision: Probability of a collision in each direction of `PolicySpec.collision`, (rows, columns) float32; None
+            for policies that predict none.
     """
 
     actions: np.ndarray
     memory: Tensors
     reasoning: Reasoning | None = None
+    collision: np.ndarray | None = None
 
 
 Dialogue = Generator[GraphCall, Tensors, Outcome]

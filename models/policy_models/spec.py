@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from policy_models.directions import CollisionSpec
+
 GoalKind = Literal["none", "state", "image", "text"]
 ResizeRule = Literal["refuse", "area", "linear"]
 
@@ -239,6 +241,7 @@ class PolicySpec:
         sampler: How it is sampled; None for policies that are not diffusion policies.
         motion: How fast actions may change; None if nothing but their own limits holds them.
         reasoning: How it reasons in words; None for policies that do not.
+        collision: The directions whose collisions it predicts; None for policies that predict none.
     """
 
     __pydantic_config__ = _STRICT
@@ -253,6 +256,7 @@ class PolicySpec:
     sampler: SamplerSpec | None = None
     motion: MotionLimits | None = None
     reasoning: ReasoningSpec | None = None
+    collision: CollisionSpec | None = None
 
     def __post_init__(self) -> None:
         if self.horizon < 1 or self.window < 1 or not self.step_s > 0:
@@ -266,6 +270,8 @@ class PolicySpec:
             raise ValueError(f"no camera can be called {', '.join(map(repr, taken))}: it means something else")
         if self.goal.kind == "state" and self.state is None:
             raise ValueError("a state goal needs a state")
+        if self.collision is not None and self.collision.camera not in cameras:
+            raise ValueError(f"collision.camera {self.collision.camera!r} is none of the cameras: {', '.join(cameras)}")
         if self.motion is not None:
             self.motion.check(self.action)
 
