@@ -9,6 +9,7 @@ from torch import Tensor
 
 from policy_models.divla.prompt import Template, Vocabulary
 from policy_models.normalizer import Normalizer, Statistics
+from policy_sim.sorting_words import THINGS
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class Batch:
         actions: (B, H, A), normalised.
         sequences: Prompts and answers.
         own: Whether the answer is the demonstrator's own, (B,) bool; another one's is acted on, but not learned.
+        present: Which things are to be seen, (B, K) bool.
+        places: Where, (B, K, 2) m; zeros for those that are not.
     """
 
     images: Tensor
@@ -91,6 +94,8 @@ class Batch:
     actions: Tensor
     sequences: Sequences
     own: Tensor
+    present: Tensor
+    places: Tensor
 
 
 class Demonstrations:
@@ -105,6 +110,7 @@ class Demonstrations:
         self._actions = torch.from_numpy(
             np.stack([normalizer.normalize_action(demos[name]) for name in ("actions", "other_actions")])
         )
+        self._things, self._where = demos["things"], torch.from_numpy(demos["places"])
 
     def __len__(self) -> int:
         """How many observations there are."""
@@ -124,12 +130,19 @@ class Demonstrations:
     def batch(self, rows: np.ndarray, other: np.ndarray) -> Batch:
         """Return the observations `rows`, (B,), with another's reasoning where `other` is set, (B,) bool."""
         which = other.astype(np.int64)
+        which_row, slot = np.nonzero(self._things[rows] >= 0)
+        seen = which_row, self._things[rows][which_row, slot]
+        present = torch.zeros(len(rows), len(THINGS), dtype=torch.bool)
+        places = torch.zeros(len(rows), len(THINGS), 2)
+        present[seen], places[seen] = True, self._where[rows][which_row, slot]
         return Batch(
             torch.from_numpy(self._images[rows])[:, None],
             self._state[rows],
             self._actions[which, rows],
             self._sentences.of(self._instructions[rows], self._reasonings[which, rows]),
             torch.from_numpy(~other),
+            present,
+            places,
         )
 
 

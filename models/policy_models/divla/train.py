@@ -5,23 +5,21 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 from policy_models.diffusion.preconditioning import ExponentialAverage
-from policy_models.diffusion.schedules import squaredcos_sigmas
 from policy_models.divla.config import DivlaConfig, EyesConfig, LanguageConfig, UnetConfig
-from policy_models.divla.dataset import Batch, Demonstrations, Sentences, statistics_of
-from policy_models.divla.graphs import Read, See
+from policy_models.divla.dataset import Demonstrations, Sentences, statistics_of
+from policy_models.divla.learner import Learner
 from policy_models.divla.network import DivlaNetworks
 from policy_models.divla.prompt import Template, Vocabulary
 from policy_models.divla.tokenizer import learn_tokenizer
@@ -31,7 +29,7 @@ from policy_models.training import load_or_make, read_history, training_options
 from policy_sim.sorting_camera import SIZE_PX
 from policy_sim.sorting_demos import Settings, collect
 from policy_sim.sorting_scene import STEP_S, TOP_SPEED_M_S
-from policy_sim.sorting_words import ORDERS, THOUGHTS
+from policy_sim.sorting_words import ORDERS, THINGS, THOUGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +39,12 @@ EPISODES = 3000
 STEPS = 8_000
 _VOCABULARY = 400
 _REASONING_TOKENS = 32
-_BATCH, _NOISES = 64, 2  # observations of a step, and noise levels for each of them
+_BATCH = 32
 _PEAK_RATE = 1e-3
+_EYES_RATE = 2.0  # of the peak: there is less to upset
+_EYES = 0.25  # part of the training in which the eyes learn alone
 _WARM_UP = 0.03
-_WORDS = 0.3  # weight of the loss of words
+_WORDS, _FOUND = 0.3, 0.05  # weights of the losses of words and of finding
 _OTHERS, _SILENT = 0.3, 0.1  # parts with another's reasoning, and with none
 _HELD_OUT = 50  # episodes
 _CHECKPOINT_S = 180.0
@@ -98,42 +98,28 @@ def make_tokenizer() -> str:
     return learn_tokenizer([*ORDERS, *(f"{thought}Next action:" for thought in THOUGHTS)], _VOCABULARY)
 
 
-class Learner(nn.Module):
-    """The networks with their losses."""
+@dataclass
+class Pace:
+    """How far a stage of the training has come, by steps or by the clock."""
 
-    scale: Tensor  # of actions at each training step
-    spread: Tensor  # of noise
+    steps: int | None
+    minutes: float | None
+    taken: int = 0
+    began_s: float = field(default_factory=time.monotonic)
 
-    def __init__(self, networks: DivlaNetworks, config: DivlaConfig) -> None:
-        super().__init__()
-        self.networks = networks
-        self.see = See(networks.vlm, config.eyes, SIZE_PX, SIZE_PX)
-        self.read = Read(networks.vlm)
-        sigma = torch.from_numpy(squaredcos_sigmas()).float()
-        self.register_buffer("scale", (1 + sigma**2).rsqrt(), persistent=False)
-        self.register_buffer("spread", sigma * (1 + sigma**2).rsqrt(), persistent=False)
+    @property
+    def minutes_taken(self) -> float:
+        """Since it began."""
+        return (time.monotonic() - self.began_s) / 60
 
-    def forward(self, batch: Batch, silent: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the loss of noise, and that of words, scalars.
+    @property
+    def progress(self) -> float:
+        """From 0 to 1."""
+        return self.taken / self.steps if self.steps else self.minutes_taken / (self.minutes or 0)
 
-        Args:
-            batch: Demonstrations.
-            silent: Whose head is told of no reasoning, (B,) bool.
-            generator: Of noise and its levels.
-        """
-        said = batch.sequences
-        hidden, _, _ = self.read(said.tokens, said.places, self.see(batch.images), said.positions, said.mask)
-        learned = (said.answer & batch.own[:, None])[:, 1:]
-        words = F.cross_entropy(self.networks.vlm.lm_head(hidden[:, :-1][learned]), said.tokens[:, 1:][learned])
-        context = self.networks.fusion(hidden, said.prefix, said.thought & ~silent[:, None])
-
-        context, state, actions = (
-            values.repeat_interleave(_NOISES, dim=0) for values in (context, batch.state, batch.actions)
-        )
-        timestep = torch.randint(0, len(self.scale), (len(actions),), generator=generator)
-        eps = torch.randn(actions.shape, generator=generator)
-        noisy = self.scale[timestep, None, None] * actions + self.spread[timestep, None, None] * eps
-        return F.mse_loss(self.networks.head(noisy, timestep, context, state), eps), words
+    def part(self, share: float) -> "Pace":
+        """Return the pace of a stage that takes a share of this."""
+        return Pace(self.steps and max(1, round(share * self.steps)), self.minutes and share * self.minutes)
 
 
 def train(
@@ -141,59 +127,90 @@ def train(
     config: DivlaConfig,
     demonstrations: Demonstrations,
     *,
-    steps: int | None,
-    minutes: float | None,
+    pace: Pace,
     seed: int,
     checkpoint: Path,
     held_out: Demonstrations,
     rate: float = _PEAK_RATE,
     history: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Train in place for `steps` or for `minutes`, whichever is given; averaged weights go to `checkpoint`."""
+    """Train in place, the eyes alone first unless there is a `history`; averaged weights go to `checkpoint`."""
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.05)
-    average = ExponentialAverage(learner.networks)
     learner.train()
-    began_s = saved_s = time.monotonic()
-    taken, progress, smooth = 0, 0.0, np.full(2, math.nan)
-    with tqdm(total=steps, desc="train", unit="step", smoothing=0.05, mininterval=5) as bar:
-        while progress < 1:
+
+    def find() -> tuple[Tensor, Tensor]:
+        loss = learner.find(demonstrations.draw(_BATCH, 0.0, rng))
+        return loss, loss[None]
+
+    eyes = 0.0 if history else _EYES
+    if eyes:
+        for stage, smooth in _descend(learner, pace.part(eyes), _EYES_RATE * rate, "eyes", find):
+            history = [_facts("eyes", stage, _EYES_RATE * rate, seed, smooth)]
+
+    def losses() -> tuple[Tensor, Tensor]:
+        silent = torch.from_numpy(rng.random(_BATCH) < _SILENT)
+        each = learner(demonstrations.draw(_BATCH, _OTHERS, rng), silent, generator)
+        return each @ torch.tensor((1.0, _WORDS, _FOUND)), each
+
+    average, saved_s = ExponentialAverage(learner.networks), time.monotonic()
+    for stage, smooth in _descend(learner, pace.part(1 - eyes), rate, "train", losses):
+        average.update(learner.networks)
+        if stage.progress >= 1 or time.monotonic() - saved_s > _CHECKPOINT_S:
+            saved_s = time.monotonic()
+            facts = _facts("all", stage, rate, seed, smooth)
+            facts["held_out_losses"] = held_out_losses(learner, config, average.shadow, held_out)
+            logger.info("%s", facts)
+            save_file(_untied(average.shadow), checkpoint, {"training": json.dumps([*history, facts])})
+
+
+def _facts(name: str, stage: Pace, rate: float, seed: int, losses: np.ndarray) -> dict[str, Any]:
+    return {
+        "stage": name,
+        "optimiser_steps": stage.taken,
+        "minutes": round(stage.minutes_taken, 1),
+        "batch": _BATCH,
+        "peak_rate": rate,
+        "seed": seed,
+        "losses": losses.round(4).tolist(),
+    }
+
+
+def _descend(
+    learner: Learner, pace: Pace, rate: float, name: str, losses: Callable[[], tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Pace, np.ndarray]]:
+    """Take optimiser steps on what `losses` returns, a sum and its parts; yield after each, with smoothed parts."""
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.05)
+    smooth: np.ndarray | None = None
+    with tqdm(total=pace.steps, desc=name, unit="step", smoothing=0.05, mininterval=5) as bar:
+        while (progress := pace.progress) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(progress / _WARM_UP, 0.5 + 0.5 * math.cos(math.pi * progress))
-            silent = torch.from_numpy(rng.random(_BATCH) < _SILENT)
-            noise, words = learner(demonstrations.draw(_BATCH, _OTHERS, rng), silent, generator)
+            total, parts = losses()
             optimizer.zero_grad()
-            (noise + _WORDS * words).backward()
+            total.backward()
             torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
             optimizer.step()
-            average.update(learner.networks)
-
-            taken += 1
-            now_s = time.monotonic()
-            progress = taken / steps if steps else (now_s - began_s) / (60 * (minutes or 0))
-            losses = np.array((noise.item(), words.item()))
-            smooth = losses if np.isnan(smooth).any() else 0.99 * smooth + 0.01 * losses
+            pace.taken += 1
+            values = parts.detach().numpy()
+            smooth = values if smooth is None else 0.99 * smooth + 0.01 * values
             bar.update()
-            if taken % 20 == 0:
-                bar.set_postfix(noise=f"{smooth[0]:.4f}", words=f"{smooth[1]:.4f}")
-            if progress >= 1 or now_s - saved_s > _CHECKPOINT_S:
-                saved_s = now_s
-                facts: dict[str, Any] = {"optimiser_steps": taken, "minutes": round((now_s - began_s) / 60, 1)}
-                facts |= {"batch": _BATCH, "peak_rate": rate, "seed": seed, "losses": smooth.round(4).tolist()}
-                facts["held_out_losses"] = held_out_losses(config, average.shadow, held_out)
-                logger.info("%s", facts)
-                save_file(_untied(average.shadow), checkpoint, {"training": json.dumps([*history, facts])})
+            if pace.taken % 20 == 0:
+                bar.set_postfix(losses=" ".join(f"{value:.4f}" for value in smooth))
+            yield pace, smooth
 
 
 @torch.no_grad()
-def held_out_losses(config: DivlaConfig, weights: Mapping[str, Tensor], held_out: Demonstrations) -> list[float]:
-    """Return both losses of `weights` on every held-out observation, always with the same noise."""
-    judge = Learner(DivlaNetworks.of(config, _untied(weights)), config).eval()
+def held_out_losses(
+    learner: Learner, config: DivlaConfig, weights: Mapping[str, Tensor], held_out: Demonstrations
+) -> list[float]:
+    """Return all losses of `weights` on every held-out observation, always with the same noise."""
+    judge = Learner(DivlaNetworks.of(config, _untied(weights)), config, SIZE_PX, len(THINGS)).eval()
+    judge.finder = learner.finder
     generator, parts = torch.Generator().manual_seed(0), []
     for rows in np.array_split(np.arange(len(held_out)), math.ceil(len(held_out) / 128)):
         batch = held_out.batch(rows, np.zeros(len(rows), dtype=bool))
         losses = judge(batch, torch.zeros(len(rows), dtype=torch.bool), generator)
-        parts.append([len(rows) * loss.item() for loss in losses])
+        parts.append(len(rows) * losses.numpy())
     return (np.sum(parts, axis=0) / len(held_out)).round(4).tolist()
 
 
@@ -230,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.resume:
             networks.load(load_file(options.resume))
             history = read_history(options.resume)
-        learner = Learner(networks, config)
+        learner = Learner(networks, config, SIZE_PX, len(THINGS))
         count = sum(p.numel() for p in networks.parameters())
         logger.info("%.2f million parameters, %d observations", count / 1e6, len(seen["image"]))
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -238,8 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             learner,
             config,
             Demonstrations(seen, sentences, normalizer),
-            steps=None if options.minutes else options.steps,
-            minutes=options.minutes,
+            pace=Pace(None if options.minutes else options.steps, options.minutes),
             seed=options.seed,
             rate=options.rate,
             checkpoint=checkpoint,
