@@ -9,6 +9,7 @@ from policy_models.spec import PolicySpec
 
 FAMILIES: Mapping[str, str] = {
     "beso": "policy_models.beso.family",
+    "cad2rl": "policy_models.cad2rl.family",
     "divla": "policy_models.divla.family",
     "hold": "policy_models.hold.family",
     "mode": "policy_models.mode.family",
