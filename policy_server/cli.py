@@ -1,4 +1,4 @@
-"""The command line: `policy-server serve`, `swap`, `check`, `import`, `export`, `compress`."""
+"""The command line: `policy-server serve`, `swap`, `check`, `import`, `export`, `compress`, `doctor`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ from policy_server import __version__
 from policy_server.bundle import find_bundles, load_bundle
 from policy_server.compress_cli import compress
 from policy_server.console import log, or_explain
+from policy_server.doctor_cli import doctor
 from policy_server.engine.base import ENGINES, TRITON
 from policy_server.errors import DeviceNotFound, EngineNotInstalled, StartupError
 from policy_server.export_cli import exports
@@ -200,6 +201,7 @@ def hold(
 
 
 app.command()(compress)
+app.command()(doctor)
 app.command()(swap)
 
 
