@@ -56,6 +56,7 @@ def test_importing_the_server_loads_no_engine(module: str) -> None:
 def test_the_client_loads_nothing_but_what_a_robot_needs() -> None:
     loaded = {name.partition(".")[0] for name in _loaded_by("import policy_client")}
     third_party = loaded - set(sys.stdlib_module_names) - {"policy_client"}
+    assert not third_party & {"hdrh", "tqdm"}, "load tests are an extra"
     ours = {name for name in third_party if name in ("policy_server", "policy_models", "policy_sim")}
     assert not ours
     assert not third_party & {*HEAVY, "fastapi", "pydantic", "yaml", "cv2", "gymnasium"}
