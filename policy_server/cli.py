@@ -1,4 +1,4 @@
-"""The command line: `policy-server serve`, `swap`, `check`, `import`, `export`, `compress`, `doctor`."""
+"""The command line: `policy-server serve`, `swap`, `check`, `import`, `export`, `compress`, `doctor`, `evaluate`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +13,7 @@ from policy_server.console import log, or_explain
 from policy_server.doctor_cli import doctor
 from policy_server.engine.base import ENGINES, TRITON
 from policy_server.errors import DeviceNotFound, EngineNotInstalled, StartupError
+from policy_server.evaluate_cli import evaluate
 from policy_server.export_cli import exports
 from policy_server.import_cli import imports
 from policy_server.swap_cli import swap
@@ -202,6 +203,7 @@ def hold(
 
 app.command()(compress)
 app.command()(doctor)
+app.command()(evaluate)
 app.command()(swap)
 
 

@@ -7,10 +7,6 @@ writes an animation and a plot of the paths.
 import argparse
 import contextlib
 import logging
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +16,11 @@ from policy_client import PolicyClient
 from policy_sim.chunked import ChunkedController
 from policy_sim.closed_loop import ours
 from policy_sim.episode import Episode, held_out_tasks, run_episode
+from policy_sim.local_server import local_server
 from policy_sim.pictures import plot_paths, write_gif
 from policy_sim.point_maze import PointMaze
 
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def local_server(bundle: Path) -> Iterator[str]:
-    """Run `policy-server serve` on a free port while the context lasts; yields its websocket address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with subprocess.Popen(
-        [sys.executable, "-m", "policy_server", "serve", str(bundle), "--port", str(port)]
-    ) as process:
-        try:
-            yield f"ws://127.0.0.1:{port}"  # the client waits for a server that is not up yet
-        finally:
-            process.terminate()
 
 
 def drive(url: str, *, episodes: int, seed: int, execute: int) -> tuple[list[Episode], list[list[np.ndarray]]]:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from policy_client import PolicyClient
-from policy_sim.demo import local_server
+from policy_sim.local_server import local_server
 from policy_sim.meta_world import STEP_S, MetaWorld
 from policy_sim.meta_world_episode import PLAY_STEPS, Episode, Images, Policy, held_out_seeds, run_episode
 from policy_sim.meta_world_pictures import plot_episodes

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from policy_client.chunk import ActionChunk
 from policy_client.stream import PolicyStream
 from policy_client.stream_protocol import Reasoning
-from policy_sim.demo import local_server
+from policy_sim.local_server import local_server
 from policy_sim.sorting import Sorting
 from policy_sim.sorting_episode import LIMIT_STEPS, evaluation_tasks, observe
 from policy_sim.sorting_scene import STEP_S, TOP_SPEED_M_S, Task
