@@ -131,9 +131,9 @@ class Corridor:
         self.flown_m += 0.1 * float(np.linalg.norm(action[:3]))
         return self.ahead_m > 3.0
 
-    def true_grid(self, spec) -> np.ndarray:
-        room = np.full((spec.rows, spec.columns), 6.0)
-        room[:, spec.columns // 3 :] = 3.0 - self.ahead_m
+    def room(self, grid) -> np.ndarray:
+        room = np.full((grid.rows, grid.columns), 6.0)
+        room[:, grid.columns // 3 :] = 3.0 - self.ahead_m
         return room
 
 

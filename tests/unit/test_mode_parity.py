@@ -19,8 +19,9 @@ from tests.unit.parity import ParityCase, drawn_input, parity_case
 
 NETWORKS = ("mode_small", "mode_small_goalroute", "mode_small_shared")
 SCHEDULE_NAMES = {"exp": "exponential", "karras": "karras"}
-# An ulp more or less in x0 moves this one by 4e-4: sigma_down is a small difference of large squares.
-ILL_CONDITIONED = {"sample/exp5/dpm_2_ancestral": 5e-4}
+# An ulp more or less in x0 moves the first by 4e-4, since sigma_down is a small difference of large squares, and the
+# others by 1e-3 and 3e-4, in three steps from 80 to 0.001. So CPUs that add up in another order differ there.
+ILL_CONDITIONED = {"sample/exp5/dpm_2_ancestral": 5e-4, "sample/exp3/heun": 5e-4, "sample/exp3/dpm_2": 2e-4}
 
 
 def _cases(pattern: str) -> list[tuple[str, str]]:
@@ -162,12 +163,14 @@ def test_samplers_over_settled_routes_end_where_upstream_does(name: str, key: st
         answers.append(denoise(x, sigma))
         return answers[-1]
 
-    case.assert_close(run(questions, answer), key, atol=ILL_CONDITIONED.get(key, 2e-5))
+    atol = ILL_CONDITIONED.get(key, 2e-5)
+    case.assert_close(run(questions, answer), key, atol=atol)
     for what, values in (("trace_x", xs), ("trace_denoised", answers)):
         trace = f"{batch or ''}{what}/{schedule}/{sampler}"
         if trace in case.arrays:
             # Where a step is denoised twice, upstream's traces hold the first time.
-            case.assert_close(torch.stack(_first_of_each_step(values, len(case.arrays[trace]), sampler)), trace)
+            got = torch.stack(_first_of_each_step(values, len(case.arrays[trace]), sampler))
+            case.assert_close(got, trace, atol=atol)
 
 
 def test_upstreams_cache_gave_what_ours_gives() -> None:
